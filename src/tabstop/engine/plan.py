@@ -1,0 +1,87 @@
+"""What the scheduler tells the workers and what they answer: plain data, broadcast once, decided by nobody else.
+
+A plan does not know modes: each row computes the next `len(token_ids)` tokens of the sequence in a slot, be it a chunk
+of its prompt or one token. A slot is a place for one running sequence on every worker: its sampling parameters, block
+table and last sampled token live there, so a plan carries only what changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from tabstop.types import Sampling
+
+PENDING = -1
+"""In Row.token_ids: the token that the slot sampled last and that the host may not know yet."""
+
+
+class Admission(NamedTuple):
+    """A sequence takes a slot. Its former owner's state there is void."""
+
+    slot: int
+    sampling: Sampling
+    candidate: int  # index among the request's samples; enters the random number of a draw
+
+
+class TableUpdate(NamedTuple):
+    """Blocks appended to a slot's block table; `first` = 0 starts it anew."""
+
+    slot: int
+    first: int
+    blocks: list[int]
+
+
+class Copy(NamedTuple):
+    """The first `num_tokens` slots of a KV block copied into another, in every layer, before the forward."""
+
+    source: int
+    target: int
+    num_tokens: int
+
+
+class Row(NamedTuple):
+    """The next tokens of one sequence."""
+
+    slot: int
+    start: int  # position of token_ids[0]
+    token_ids: list[int]  # may end in PENDING
+    sample: bool  # draw a token after the last one
+    constrained: bool = False  # the draw waits for a mask (LateInputs)
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """Filled by the scheduler; read by every worker in this order: admissions, tables, copies, rows."""
+
+    step: int
+    admissions: list[Admission] = field(default_factory=list)
+    tables: list[TableUpdate] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(row.token_ids) for row in self.rows)
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+
+@dataclass(slots=True)
+class LateInputs:
+    """What only the last step's tokens tell: bitmasks of allowed tokens, by row index.
+
+    A mask is int32 [ceil(vocab_size / 32)], bit t % 32 of word t // 32 set when token t is allowed.
+    """
+
+    masks: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step sampled: per row of the plan the accepted tokens (none for a row that only computed)."""
+
+    tokens: list[list[int]]

@@ -1,0 +1,50 @@
+"""Model families: architecture name → builder, and what every model offers the worker.
+
+A family is one short file that composes parts (layers/) into the Decoder skeleton, and one line in FAMILIES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from tabstop.attention import AttentionBackend
+    from tabstop.cache import CacheSpec
+
+FAMILIES: dict[str, str] = {
+    "LlamaForCausalLM": "tabstop.models.llama:llama",
+    "Qwen2ForCausalLM": "tabstop.models.qwen2:qwen2",
+}
+"""Architecture (config.json's `architectures[0]`) → module:builder, imported when asked for."""
+
+ProgressCallback = Callable[[str, int, int], None]
+"""(stage, done bytes, total bytes)"""
+
+
+@dataclass(slots=True)
+class StepContext:
+    """What a forward needs beside ids: the step's attention plan and every layer's cache. Nothing is global."""
+
+    attention: AttentionBackend
+    meta: Any  # AttentionBackend.plan's answer
+    kv: list[Any]  # one per layer, AttentionBackend.allocate's answer
+
+
+class Model(Protocol):
+    """A loaded decoder-only model. All tensors live on one device."""
+
+    vocab_size: int
+    cache_specs: list[CacheSpec]  # one per layer
+    num_heads: int
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, context: StepContext) -> torch.Tensor:
+        """ids, positions int64 [T] → final hidden states [T, hidden], normed."""
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [R, hidden] → float32 [R, vocab_size]."""
+        ...
