@@ -1,0 +1,355 @@
+"""The engine core over simulated workers: agreeing pairs, endings, and the ledger after every step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tabstop import grammar
+from tabstop.types import (
+    Abort,
+    CachePolicy,
+    ConstraintSpec,
+    FinishReason,
+    Limits,
+    Priority,
+    Sampling,
+    Submit,
+    pack_ids,
+)
+from tests.engine.simulated import VOCAB, expected_output, make_core
+
+GREEDY = Sampling(temperature=0)
+
+
+class Driver:
+    """Steps a core, checks every invariant after each step, and collects outputs by (request, sample)."""
+
+    def __init__(self, core):
+        self.core, self.pending, self.now, self.counter = core, None, 0.0, 0
+        self.tokens = defaultdict(list)
+        self.finish = {}
+        self.deltas = {}
+
+    def add(self, prompt, max_tokens=8, *, sampling=GREEDY, num_samples=1, limits=None, **more):
+        self.counter += 1
+        limits = limits or Limits(max_tokens=max_tokens, stop_sets=())
+        self.core.add(
+            Submit((0, self.counter), pack_ids(prompt), sampling, limits, num_samples=num_samples, **more), self.now
+        )
+        return (0, self.counter)
+
+    def step(self):
+        self.now += 0.01
+        self.pending, deltas = self.core.step(self.pending, self.now)
+        for delta in deltas:
+            key = (delta.request_id, delta.sample)
+            assert key not in self.finish, "a delta after the terminal one"
+            self.tokens[key] += delta.token_ids
+            self.deltas[key] = delta
+            if delta.finish:
+                self.finish[key] = delta.finish
+        self.core.check()
+
+    def run(self, limit=10_000):
+        while self.core.has_work() or self.pending:
+            self.step()
+            limit -= 1
+            assert limit, "no progress"
+        assert self.core.num_requests == 0
+        return self.tokens
+
+
+ids = st.integers(0, VOCAB - 1)
+requests = st.fixed_dictionaries(
+    {
+        "shared": st.integers(0, 24),  # tokens taken from a common start
+        "own": st.lists(ids, min_size=1, max_size=20),
+        "max_tokens": st.integers(0, 12),
+        "num_samples": st.integers(1, 3),
+        "temperature": st.sampled_from([0.0, 1.0]),
+        "priority": st.sampled_from(list(Priority)),
+        "scope": st.sampled_from(["", "other"]),
+        "steps_before": st.integers(0, 5),
+        "abort_after": st.one_of(st.none(), st.integers(0, 8)),
+        "stops": st.sampled_from([(), ("eos",), ("newline",)]),
+    }
+)
+COMMON = [(7 * n) % VOCAB for n in range(24)]
+STOPS = {"eos": {0}, "newline": {1, 2}}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(requests, min_size=1, max_size=10),
+    st.integers(1, 5),
+    st.integers(8, 40),
+    st.integers(1, 6),
+    st.integers(6, 24),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_schedule_gives_every_request_its_own_tokens(
+    script, block_size, num_blocks, max_num_seqs, budget, overlap, prefix_cache
+):
+    """batched = alone, chunked = whole, cached = cold, preempted = undisturbed, overlap on = off."""
+    num_blocks = max(num_blocks, -(-60 // block_size))
+    core = make_core(num_blocks, block_size, max_num_seqs, budget, 60, overlap, prefix_cache)
+    driver, expected, aborted = Driver(core), {}, {}
+    for entry in script:
+        for _ in range(entry["steps_before"]):
+            driver.step()
+        prompt = COMMON[: entry["shared"]] + entry["own"]
+        sampling = Sampling(temperature=entry["temperature"], seed=5)
+        key = driver.add(
+            prompt,
+            sampling=sampling,
+            num_samples=entry["num_samples"],
+            limits=Limits(entry["max_tokens"], stop_sets=entry["stops"]),
+            priority=entry["priority"],
+            cache=CachePolicy(scope=entry["scope"]),
+        )
+        stops = frozenset(token for name in entry["stops"] for token in STOPS[name])
+        for sample in range(entry["num_samples"]):
+            expected[key, sample] = expected_output(prompt, entry["max_tokens"], sampling, sample, stops)
+        if entry["abort_after"] is not None:
+            for _ in range(entry["abort_after"]):
+                driver.step()
+            core.abort(Abort(key))
+            aborted[key] = True
+    driver.run()
+    for (key, sample), tokens in expected.items():
+        if driver.finish[key, sample] is FinishReason.ABORT:
+            assert aborted[key] and driver.tokens[key, sample] == tokens[: len(driver.tokens[key, sample])]
+        else:
+            assert driver.tokens[key, sample] == tokens
+
+
+def test_a_pool_of_64_blocks_at_four_times_its_demand_finishes_all():
+    core = make_core(num_blocks=64, block_size=4, max_num_seqs=32, max_num_batched_tokens=64, max_model_len=128)
+    driver = Driver(core)
+    prompts = [[(n * 31 + at) % VOCAB for at in range(20)] for n in range(32)]  # 32 x 32 tokens = 4 x 256
+    keys = [driver.add(prompt, 12) for prompt in prompts]
+    driver.run()
+    for key, prompt in zip(keys, prompts, strict=True):
+        assert driver.tokens[key, 0] == expected_output(prompt, 12, GREEDY)
+    assert core.scheduler.counters.num_preemptions > 0
+
+
+def test_equal_prompts_compute_once():
+    core = make_core(num_blocks=256, block_size=4, max_num_seqs=64, max_num_batched_tokens=4096)
+    driver = Driver(core)
+    prompt = [n % VOCAB for n in range(41)]
+    for _ in range(64):
+        driver.add(prompt, 1)
+    driver.run()
+    assert core.workers.num_computed_tokens == 41 + 63  # the 64 find 40 tokens in the same step
+
+
+@pytest.mark.parametrize("extra", [[], [3]])
+def test_the_same_prompt_again_computes_almost_nothing(extra):
+    """Whole blocks are shared and the unfinished one is copied up to its longest common start."""
+    core = make_core(num_blocks=64, block_size=16, max_num_batched_tokens=512, max_model_len=1024)
+    driver = Driver(core)
+    prompt = [(n * n) % VOCAB for n in range(1000 - 24)]
+    driver.add(prompt, 4)
+    driver.run()
+    key = driver.add(prompt + extra, 4)
+    driver.run()
+    assert len(prompt + extra) - driver.deltas[key, 0].num_cached_tokens <= 1 + len(extra)
+    assert driver.tokens[key, 0] == expected_output(prompt + extra, 4, GREEDY)
+
+
+def test_scopes_never_share():
+    core = make_core(block_size=4, num_blocks=64)
+    driver = Driver(core)
+    prompt = list(range(30))
+    for scope in ("one", "two"):
+        driver.add(prompt, 2, cache=CachePolicy(scope=scope))
+        driver.run()
+    assert core.scheduler.counters.num_cached_tokens == 0
+
+
+def test_candidates_of_a_seed_differ_and_repeat():
+    outputs = []
+    for _ in range(2):
+        driver = Driver(make_core())
+        key = driver.add([5, 6, 7], 10, sampling=Sampling(temperature=1, seed=9), num_samples=4)
+        driver.run()
+        outputs.append([driver.tokens[key, n] for n in range(4)])
+    assert outputs[0] == outputs[1]
+    assert len({tuple(tokens) for tokens in outputs[0]}) == 4
+
+
+def test_samples_share_their_prompt():
+    core = make_core(block_size=4)
+    driver = Driver(core)
+    driver.add(list(range(22)), 3, num_samples=4, cache=CachePolicy(read=False, write=False))
+    driver.run()
+    assert core.workers.num_computed_tokens <= 22 + 4 * 3
+
+
+def test_decoding_goes_on_beside_a_long_prompt():
+    core = make_core(max_num_batched_tokens=8, max_model_len=128)
+    driver = Driver(core)
+    stream = driver.add([1, 2, 3], 20)
+    driver.step()
+    driver.step()
+    driver.add([n % VOCAB for n in range(80)], 1)
+    for _ in range(8):
+        before = len(driver.tokens[stream, 0])
+        driver.step()
+        assert len(driver.tokens[stream, 0]) == before + 1
+
+
+def test_higher_class_runs_first_and_takes_a_slot():
+    core = make_core(max_num_seqs=1)
+    driver = Driver(core)
+    background = driver.add([1, 2], 30, priority=Priority.BACKGROUND)
+    driver.step()
+    normal = driver.add([3, 4], 3)
+    interactive = driver.add([5, 6], 3, priority=Priority.INTERACTIVE)
+    driver.run()
+    assert list(driver.finish) == [(interactive, 0), (normal, 0), (background, 0)]
+    assert driver.tokens[background, 0] == expected_output([1, 2], 30, GREEDY)
+
+
+def test_a_deadline_ends_a_request_with_what_it_has():
+    driver = Driver(make_core())
+    key = driver.add([1, 2], 50, limits=Limits(50, stop_sets=(), deadline_ms=65))
+    driver.run()
+    assert driver.finish[key, 0] is FinishReason.DEADLINE and 0 < len(driver.tokens[key, 0]) < 50
+
+
+def test_min_tokens_passes_stop_tokens():
+    for min_tokens in (0, 40):
+        driver = Driver(make_core())
+        limits = Limits(60, min_tokens=min_tokens, stop_sets=("newline",), stop_token_ids=tuple(range(3, 40)))
+        key = driver.add([1, 2], limits=limits)
+        driver.run()
+        num_tokens = len(driver.tokens[key, 0])
+        assert driver.deltas[key, 0].stop_token_id == driver.tokens[key, 0][-1]
+        assert num_tokens >= min_tokens and (min_tokens or num_tokens < 40)
+
+
+def test_what_cannot_be_served_is_refused_with_one_terminal_delta():
+    core = make_core(num_blocks=8, block_size=4, max_num_waiting=2)
+    driver = Driver(core)
+    too_long = driver.add(list(range(30)), 8)
+    outside = driver.add([VOCAB], 2)
+    empty = driver.add([], 2)
+    unknown_set = driver.add([1], limits=Limits(2, stop_sets=("nothing",)))
+    adapter = driver.add([1], 2, adapter="x")
+    waiting = [driver.add([1], 2) for _ in range(3)]
+    driver.run()
+    assert driver.deltas[too_long, 0].failure.code == "context_length_exceeded"
+    for key in (outside, empty, unknown_set, adapter):
+        assert driver.deltas[key, 0].failure.code == "invalid_request"
+    assert driver.deltas[waiting[2], 0].failure.code == "overloaded"
+    assert driver.finish[waiting[1], 0] is FinishReason.LENGTH
+
+
+def test_a_dead_front_end_frees_everything():
+    core = make_core()
+    driver = Driver(core)
+    driver.add([1, 2, 3], 50, num_samples=3)
+    driver.step()
+    driver.step()
+    core.abort_front_end(0)
+    driver.step()
+    assert core.num_requests == 0 and core.scheduler.ledger().used == 0
+
+
+class OnlyEven:
+    """The trivial constraint of these tests: even tokens, for the first `num_tokens` tokens."""
+
+    def __init__(self, num_tokens, vocab_size):
+        self.num_tokens, self.vocab_size, self.accepted = num_tokens, vocab_size, []
+
+    def fill(self, mask):
+        mask &= np.int32(0x55555555)
+
+    def accept(self, token_id):
+        assert token_id % 2 == 0
+        self.accepted.append(token_id)
+
+    def rollback(self, num_tokens):
+        del self.accepted[-num_tokens:]
+
+    @property
+    def released(self):
+        return len(self.accepted) >= self.num_tokens
+
+    def fork(self):
+        return OnlyEven(self.num_tokens, self.vocab_size)
+
+
+@pytest.fixture
+def only_even(monkeypatch):
+    monkeypatch.setitem(grammar.KINDS, "even", OnlyEven)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_constraints_mask_every_sample_until_released(only_even, overlap):
+    driver = Driver(make_core(overlap=overlap, num_blocks=24))
+    specs = (ConstraintSpec("even", 10),)
+    keys = [driver.add([1, 2, n], 20, num_samples=2, constraints=specs) for n in range(4)]
+    free = driver.add([1, 2, 3], 20)
+    driver.run()
+    for key in keys:
+        for sample in range(2):
+            tokens = driver.tokens[key, sample]
+            assert all(token % 2 == 0 for token in tokens[:10]) and any(token % 2 for token in tokens[10:])
+    assert driver.tokens[free, 0] == expected_output([1, 2, 3], 20, GREEDY)
+
+
+def test_a_constraint_that_does_not_compile_is_the_clients_error():
+    driver = Driver(make_core())
+    key = driver.add([1], 4, constraints=(ConstraintSpec("no such kind"),), num_samples=2)
+    driver.run()
+    assert driver.deltas[key, 1].failure.code == "invalid_request"
+
+
+def test_abort_while_compiling_ends_every_sample():
+    from concurrent.futures import Future
+
+    class Never:
+        def submit(self, *_):
+            return Future()
+
+        def shutdown(self, **_):
+            pass
+
+    core = make_core(compiler=Never())
+    driver = Driver(core)
+    key = driver.add([1], 4, constraints=(ConstraintSpec("x"),), num_samples=2)
+    driver.step()
+    core.abort(Abort(key))
+    driver.step()
+    assert driver.finish == {(key, 0): FinishReason.ABORT, (key, 1): FinishReason.ABORT}
+    assert core.stats().aborts == {"compiling": 2} and core.num_requests == 0
+
+
+def test_aborting_one_sample_leaves_the_others():
+    core = make_core()
+    driver = Driver(core)
+    key = driver.add([4, 5, 6], 12, sampling=Sampling(temperature=1, seed=3), num_samples=3)
+    for _ in range(4):
+        driver.step()
+    core.abort(Abort(key, samples=(0, 2)))
+    driver.run()
+    assert driver.finish[key, 0] is driver.finish[key, 2] is FinishReason.ABORT
+    assert driver.tokens[key, 1] == expected_output([4, 5, 6], 12, Sampling(temperature=1, seed=3), 1)
+
+
+def test_prompt_only_requests_compute_and_end():
+    core = make_core()
+    driver = Driver(core)
+    key = driver.add(list(range(40)), 0)
+    driver.run()
+    assert driver.finish[key, 0] is FinishReason.LENGTH and driver.tokens[key, 0] == []
+    assert core.workers.num_computed_tokens == 40
