@@ -16,7 +16,7 @@ from tabstop.engine.core import EngineCore
 from tabstop.errors import EngineDeadError, InputError
 from tabstop.types import Abort, Delta, EngineFailure, EngineInfo, FinishReason, RequestId, Stats, Submit
 
-Listener = Callable[[Delta], None]
+Listener = Callable[[Delta], object]
 
 
 class InprocClient:
