@@ -7,16 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
+from tabstop.engine.commands import run_command
 from tabstop.engine.core import EngineCore
-from tabstop.errors import EngineDeadError, InputError
-from tabstop.types import Abort, Delta, EngineFailure, EngineInfo, FinishReason, RequestId, Stats, Submit
+from tabstop.engine.delivery import DeltaStream
+from tabstop.errors import EngineDeadError
+from tabstop.types import (
+    Abort,
+    Command,
+    Delta,
+    EngineFailure,
+    EngineInfo,
+    FinishReason,
+    RequestId,
+    Stats,
+    Submit,
+)
 
-Listener = Callable[[Delta], object]
+log = logging.getLogger(__name__)
 
 
 class InprocClient:
@@ -26,8 +40,8 @@ class InprocClient:
         self.core = core
         core.wake = self._wake
         self._counter = itertools.count()
-        self._inbox: list[tuple[Submit, Listener] | Abort] = []
-        self._listeners: dict[RequestId, tuple[Listener, int]] = {}  # and how many samples have not ended
+        self._inbox: list[Callable[[], object]] = []  # to run on the engine's thread
+        self._streams: dict[RequestId, tuple[asyncio.AbstractEventLoop, DeltaStream]] = {}
         self._changed = threading.Condition()
         self._is_closed = False
         self._failure: BaseException | None = None
@@ -46,29 +60,18 @@ class InprocClient:
         return (0, next(self._counter))
 
     def submit(self, submit: Submit) -> AsyncIterator[Delta]:
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Delta]()
-        self._send((submit, lambda delta: loop.call_soon_threadsafe(queue.put_nowait, delta)))
-        return self._stream(submit, queue)
-
-    async def _stream(self, submit: Submit, queue: asyncio.Queue[Delta]) -> AsyncIterator[Delta]:
-        num_left = submit.num_samples
-        try:
-            while num_left:
-                delta = await queue.get()
-                num_left -= delta.finish is not None
-                yield delta
-        finally:
-            if num_left:
-                self.abort(submit.request_id)
+        stream = DeltaStream(submit.request_id, submit.num_samples, lambda stream: self.abort(stream.request_id))
+        self._post(partial(self._add, submit, asyncio.get_running_loop(), stream))
+        return stream
 
     def abort(
         self, request_id: RequestId, samples: tuple[int, ...] | None = None, reason: FinishReason = FinishReason.ABORT
     ) -> None:
-        if not self._is_closed and not self._failure:
-            self._send(Abort(request_id, samples, reason))
+        if not (self._is_closed or self._failure):
+            self._post(partial(self.core.abort, Abort(request_id, samples, reason)))
 
     async def command(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
-        raise InputError(f"an engine in this process takes no commands; {name!r} is for the server")
+        return run_command(self.core, Command(0, name, arguments or {}), time.monotonic())
 
     def close(self) -> None:
         """Ends open requests and stops the thread."""
@@ -78,11 +81,11 @@ class InprocClient:
         self._thread.join()
         self.core.close()
 
-    def _send(self, message: tuple[Submit, Listener] | Abort) -> None:
+    def _post(self, action: Callable[[], object]) -> None:
         with self._changed:
             if self._is_closed or self._failure:
                 raise EngineDeadError("the engine of this process has stopped") from self._failure
-            self._inbox.append(message)
+            self._inbox.append(action)
             self._changed.notify()
 
     def _wake(self) -> None:
@@ -92,56 +95,54 @@ class InprocClient:
     # ---- the engine's thread
 
     def _run(self) -> None:
+        message = "the engine was closed"
         try:
             self._loop()
-        except BaseException as error:  # the thread's last word: every waiter must hear of it
-            self._failure = error
-            self._fail_all("the engine failed: " + type(error).__name__)
-            raise
-        self._fail_all("the engine was closed")
+        except Exception as error:  # every waiter must hear of it
+            log.exception("the engine failed")
+            self._failure, message = error, f"the engine failed: {type(error).__name__}"
+        finally:
+            self._fail_all(message)
 
     def _loop(self) -> None:
         pending = None
-        while True:
+        while not self._is_closed:
             with self._changed:
                 while not (self._inbox or self._is_closed or pending or self.core.has_work()):
                     self._changed.wait()
-                if self._is_closed:
-                    break
                 inbox, self._inbox = self._inbox, []
-            for message in inbox:
-                self._handle(message)
+            for action in inbox:
+                action()
             pending, deltas = self.core.step(pending, time.monotonic())
             self._deliver(deltas)
         if pending:
             pending.wait()
 
-    def _handle(self, message: tuple[Submit, Listener] | Abort) -> None:
-        if isinstance(message, Abort):
-            self.core.abort(message)
-        else:
-            submit, listener = message
-            self._listeners[submit.request_id] = (listener, submit.num_samples)
-            self.core.add(submit, time.monotonic())
+    def _add(self, submit: Submit, loop: asyncio.AbstractEventLoop, stream: DeltaStream) -> None:
+        self._streams[submit.request_id] = (loop, stream)
+        self.core.add(submit, time.monotonic())
 
     def _deliver(self, deltas: list[Delta]) -> None:
+        by_request: dict[RequestId, list[Delta]] = {}
         for delta in deltas:
-            listener, num_left = self._listeners[delta.request_id]
-            num_left -= delta.finish is not None
-            if num_left:
-                self._listeners[delta.request_id] = (listener, num_left)
-            else:
-                del self._listeners[delta.request_id]
-            listener(delta)
+            by_request.setdefault(delta.request_id, []).append(delta)
+        for request_id, own in by_request.items():
+            if request_id in self._streams:  # not a command's own request
+                loop, stream = self._streams[request_id]
+                loop.call_soon_threadsafe(self._put, stream, own)
+
+    def _put(self, stream: DeltaStream, deltas: list[Delta]) -> None:
+        """On the reader's loop."""
+        for delta in deltas:
+            stream.put(delta)
+        if not stream.open_samples:
+            self._streams.pop(stream.request_id, None)
 
     def _fail_all(self, message: str) -> None:
         with self._changed:
-            submits = [entry for entry in self._inbox if not isinstance(entry, Abort)]
-            self._inbox = []
-        for submit, listener in submits:
-            self._listeners[submit.request_id] = (listener, submit.num_samples)
-        for request_id, (listener, num_left) in self._listeners.items():
-            for sample in range(num_left):
-                failure = EngineFailure(EngineDeadError.code, message)
-                listener(Delta(request_id, sample, [], FinishReason.ERROR, failure=failure))
-        self._listeners.clear()
+            inbox, self._inbox = self._inbox, []
+        for action in inbox:
+            action()
+        failure = EngineFailure(EngineDeadError.code, message)
+        for loop, stream in list(self._streams.values()):
+            loop.call_soon_threadsafe(stream.fail, failure)

@@ -1,0 +1,70 @@
+"""InprocClient: streams from a core on its own thread, aborts, and failure."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tabstop.engine.inproc import InprocClient
+from tabstop.errors import EngineDeadError
+from tabstop.types import FinishReason, Limits, Sampling, Submit, pack_ids
+from tests.engine.simulated import expected_output, make_core
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture
+def client():
+    client = InprocClient(make_core(num_blocks=256))
+    yield client
+    client.close()
+
+
+def submit(client: InprocClient, prompt: list[int], max_tokens: int, num_samples: int = 1) -> Submit:
+    limits = Limits(max_tokens, stop_sets=())
+    return Submit(client.new_request_id(), pack_ids(prompt), GREEDY, limits, num_samples=num_samples)
+
+
+async def collect(client: InprocClient, request: Submit) -> list[int]:
+    return [token async for delta in client.submit(request) for token in delta.token_ids]
+
+
+async def test_many_streams_at_once(client):
+    prompts = [[n, n + 1, n + 2] for n in range(40)]
+    outputs = await asyncio.gather(*(collect(client, submit(client, prompt, 9)) for prompt in prompts))
+    assert outputs == [expected_output(prompt, 9, GREEDY) for prompt in prompts]
+
+
+async def test_leaving_a_stream_aborts_its_request(client):
+    stream = client.submit(submit(client, [1, 2], 100, num_samples=3))
+    await anext(stream)
+    await stream.aclose()
+    await collect(client, submit(client, [3], 2))
+    while client.core.num_requests:
+        await asyncio.sleep(0.001)
+    assert client.core.stats().finished[FinishReason.ABORT] == 3 and client.stats.ledger.used == 0
+
+
+async def test_a_closed_engine_ends_open_streams_and_refuses_new_ones():
+    client = InprocClient(make_core())
+    stream = client.submit(submit(client, [1], 100))
+    client.close()
+    deltas = [delta async for delta in stream]
+    assert deltas[-1].finish is FinishReason.ERROR and deltas[-1].failure.code == "engine_dead"
+    with pytest.raises(EngineDeadError):
+        client.submit(submit(client, [1], 4))
+
+
+async def test_a_failing_step_reaches_every_reader():
+    core = make_core()
+
+    def explode(plan):
+        raise RuntimeError("device lost")
+
+    core.workers.launch = explode
+    client = InprocClient(core)
+    deltas = [delta async for delta in client.submit(submit(client, [1], 4))]
+    assert [delta.finish for delta in deltas] == [FinishReason.ERROR]
+    with pytest.raises(EngineDeadError):
+        await collect(client, submit(client, [1], 4))
