@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -36,7 +37,9 @@ async def test_many_streams_at_once(client):
     assert outputs == [expected_output(prompt, 9, GREEDY) for prompt in prompts]
 
 
-async def test_leaving_a_stream_aborts_its_request(client):
+async def test_leaving_a_stream_aborts_its_request(client, monkeypatch):
+    launch = client.core.workers.launch
+    monkeypatch.setattr(client.core.workers, "launch", lambda plan: time.sleep(0.005) or launch(plan))
     stream = client.submit(submit(client, [1, 2], 100, num_samples=3))
     await anext(stream)
     await stream.aclose()

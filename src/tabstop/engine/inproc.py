@@ -6,6 +6,7 @@ The same three verbs as the server's ProcessClient; no sockets, no second proces
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import threading
@@ -129,7 +130,7 @@ class InprocClient:
         for request_id, own in by_request.items():
             if request_id in self._streams:  # not a command's own request
                 loop, stream = self._streams[request_id]
-                loop.call_soon_threadsafe(self._put, stream, own)
+                _call(loop, self._put, stream, own)
 
     def _put(self, stream: DeltaStream, deltas: list[Delta]) -> None:
         """On the reader's loop."""
@@ -145,4 +146,10 @@ class InprocClient:
             action()
         failure = EngineFailure(EngineDeadError.code, message)
         for loop, stream in list(self._streams.values()):
-            loop.call_soon_threadsafe(stream.fail, failure)
+            _call(loop, stream.fail, failure)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:
+    """Runs a function on a reader's loop, if that still exists."""
+    with contextlib.suppress(RuntimeError):  # closed: nobody reads any more
+        loop.call_soon_threadsafe(function, *arguments)
