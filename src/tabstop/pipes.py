@@ -20,7 +20,7 @@ Settings = TypeVar("Settings")
 READY = "ready"
 STARTUP_ERROR = "startup_error"
 # What children are told:
-DRAIN = "drain"  # finish what is open, then exit 0
+DRAIN = "drain"  # finish what is open (drain_timeout at most), then exit 0
 ENGINE_DEAD = "engine_dead"  # end every open stream with an error, refuse new ones
 
 MAX_LINE_BYTES = 1 << 20
@@ -31,7 +31,6 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
     name: str
     message: str = ""
-    seconds: float = 0.0  # drain: how long at most
 
 
 def to_line(value: Any) -> bytes:

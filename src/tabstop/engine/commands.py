@@ -1,7 +1,7 @@
 """What a client may ask the engine to do beside generating: name → handler over the core.
 
-The engine process adds the commands that need its socket (join, drain); everything else is here, so that InprocClient
-and the process run the same handlers. A new command is one function and one line in COMMANDS.
+The engine process adds the commands that concern its clients (join, front_end_gone, drain); everything else is here, so
+that InprocClient and the process run the same handlers. A new command is one function and one line in COMMANDS.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tabstop.errors import InputError, NotSupportedError, TabstopError
-from tabstop.types import CachePolicy, Command, EngineFailure, Limits, Reply, Sampling, Submit, pack_ids
+from tabstop.errors import InputError, NotSupportedError
+from tabstop.types import CachePolicy, Command, Limits, Sampling, Submit, pack_ids
 
 if TYPE_CHECKING:
     from tabstop.engine.process import Core
@@ -35,11 +35,6 @@ def get_argument(arguments: Mapping[str, Any], name: str, kind: Any) -> Any:
         return msgspec.convert(arguments[name], kind)
     except msgspec.ValidationError as error:
         raise InputError(f"argument {name!r}: {error}", param=name) from None
-
-
-def front_end_gone(core: Core, arguments: Mapping[str, Any], now: float) -> None:
-    """Aborts all requests of a front end that died."""
-    core.abort_front_end(get_argument(arguments, "front_end", int))
 
 
 def dump_ledger(core: Core, arguments: Mapping[str, Any], now: float) -> Any:
@@ -74,7 +69,6 @@ def reserved(core: Core, arguments: Mapping[str, Any], now: float) -> None:
 
 
 COMMANDS: dict[str, Handler] = {
-    "front_end_gone": front_end_gone,
     "ledger": dump_ledger,
     "stats": dump_stats,
     "warm": warm,
@@ -83,11 +77,8 @@ COMMANDS: dict[str, Handler] = {
 }
 
 
-def run_command(core: Core, command: Command, now: float) -> Reply:
-    """Runs a registered command. A wrong name or argument comes back as the reply's failure."""
-    try:
-        if command.name not in COMMANDS:
-            raise InputError(f"unknown command {command.name!r}; known: {', '.join(sorted(COMMANDS))}")
-        return Reply(command.command_id, COMMANDS[command.name](core, command.arguments, now))
-    except TabstopError as error:
-        return Reply(command.command_id, failure=EngineFailure(error.code, error.message))
+def run_command(core: Core, command: Command, now: float) -> Any:
+    """Runs a registered command and returns its result. Raises InputError for a wrong name or argument."""
+    if command.name not in COMMANDS:
+        raise InputError(f"unknown command {command.name!r}; known: {', '.join(sorted(COMMANDS))}")
+    return COMMANDS[command.name](core, command.arguments, now)

@@ -7,7 +7,9 @@ for the requests it has open, and no more.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from types import TracebackType
@@ -32,15 +34,35 @@ class Letter(NamedTuple):
     message: ToEngine
 
 
+class Bell:
+    """Wakes the loop from another thread: a pipe, because the loop sleeps on file descriptors."""
+
+    def __init__(self) -> None:
+        self.fileno, self._ring = os.pipe()
+        os.set_blocking(self.fileno, False)
+        os.set_blocking(self._ring, False)
+
+    def ring(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it rings already
+            os.write(self._ring, b".")
+
+    def silence(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fileno, 1 << 16)
+
+    def close(self) -> None:
+        os.close(self.fileno)
+        os.close(self._ring)
+
+
 class Door:
     """A bound ROUTER socket and the clients that joined through it."""
 
-    def __init__(self, address: str, wake: int | None = None) -> None:
-        """Binds `address`; `wake` is a file descriptor that ends a wait when it becomes readable."""
+    def __init__(self, address: str, *watched: int) -> None:
+        """Binds `address`; `watched` are file descriptors that end a wait when they become readable."""
         self.clients: set[int] = set()
         self.gone: set[int] = set()  # numbers are never used twice: what still arrives from these is late
         self.num_bad_frames = 0
-        self._wake = wake
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
@@ -50,8 +72,8 @@ class Door:
         self._socket.bind(address)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
-        if wake is not None:
-            self._poller.register(wake, zmq.POLLIN)
+        for descriptor in watched:
+            self._poller.register(descriptor, zmq.POLLIN)
 
     def __enter__(self) -> Door:
         return self
@@ -62,9 +84,9 @@ class Door:
         self._socket.close()
         self._context.term()
 
-    def wait(self, timeout: float) -> bool:
-        """Sleeps until a frame or the wake descriptor is there, at most `timeout` seconds; True for the latter."""
-        return any(source == self._wake for source, _ in self._poller.poll(timeout * 1000))
+    def wait(self, timeout: float) -> set[int]:
+        """Sleeps until there is a frame or a watched descriptor is readable, at most `timeout` seconds; the latter."""
+        return {source for source, _ in self._poller.poll(timeout * 1000) if isinstance(source, int)}
 
     def receive(self) -> Iterator[Letter]:
         """Every message that has arrived, without waiting."""

@@ -27,8 +27,8 @@ import msgspec
 from tabstop import logs, pipes
 from tabstop.config import EngineConfig
 from tabstop.engine import wire
-from tabstop.engine.commands import run_command
-from tabstop.engine.door import Door, Letter
+from tabstop.engine.commands import get_argument, run_command
+from tabstop.engine.door import Bell, Door, Letter
 from tabstop.errors import InternalError, StartupError, TabstopError, UnavailableError
 from tabstop.types import (
     Abort,
@@ -52,14 +52,13 @@ MIN_REPORT_SECONDS = 0.1
 """Stats go out at most this often."""
 
 LOADING_POLL_SECONDS = 0.05
-COMPILING_POLL_SECONDS = 0.002
-"""How long to sleep when requests exist but a step found nothing to run: a constraint is still being compiled."""
 
 
 class Core(Protocol):
     """What the process drives: engine/core.py, or a stand-in in tests. Single-threaded, no I/O, no clock."""
 
     info: EngineInfo
+    wake: Callable[[], None]  # set by who drives it; called from any thread when there is work again
 
     def add(self, submit: Submit, now: float) -> None:
         """Takes a request. What is wrong with it comes as terminal deltas from the next step."""
@@ -73,7 +72,9 @@ class Core(Protocol):
         """Launches the next forward; returns it (None when there is none) and the deltas of the one before."""
         ...
 
-    def has_work(self) -> bool: ...
+    def has_work(self) -> bool:
+        """Whether a step would do something now; a step without work only lets deadlines pass."""
+        ...
 
     def stats(self) -> Stats: ...
 
@@ -129,15 +130,18 @@ class Loading:
 class EngineProcess:
     """The loop. Owns the set of open requests; the core owns everything else about them."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, bell: Bell, stop: int) -> None:
+        """`door` watches the bell and the descriptor `stop`, whose readability means Stop."""
         self.door = door
+        self.bell = bell
+        self._stop = stop
         self.core: Core | None = None
         self.open: dict[RequestId, set[int]] = {}  # samples that have not ended
         self.draining = False
         self._progress: Progress | None = None
         self._stats = Stats()
         self._reported = 0.0  # when, on time.monotonic()
-        self._stale = False  # something happened since
+        self._changed = False  # something happened since
         self._lock = threading.Lock()  # who may use the socket: the loop, and during a step the beacon
         self._ended = threading.Event()
 
@@ -152,6 +156,7 @@ class EngineProcess:
             raise loading.error
         self.core = loading.core
         assert self.core is not None
+        self.core.wake = self.bell.ring
         self.door.broadcast(self.core.info)
 
     def serve(self) -> None:
@@ -165,37 +170,33 @@ class EngineProcess:
                 self._ended.set()
 
     def _loop(self, core: Core) -> None:
-        pending, idle = None, False
+        pending = None
         while True:
-            self.take(self._patience(core, pending, idle))
+            self.take(0.0 if pending is not None or core.has_work() else self._until_report())
             pending, deltas = self._step(core, pending)
             self.deliver(deltas)
-            idle = pending is None and not deltas
             self.report()
 
     def _step(self, core: Core, pending: Any) -> tuple[Any, list[Delta]]:
-        if pending is None and not core.has_work():
-            return None, []
-        self._stale = True
+        self._changed |= pending is not None or core.has_work()
         self._lock.release()
         try:
             return core.step(pending, time.monotonic())
         finally:
             self._lock.acquire()
 
-    def _patience(self, core: Core, pending: Any, idle: bool) -> float:
-        """How long the loop may sleep for mail, in seconds."""
-        has_work = core.has_work()
-        if pending is not None or (has_work and not idle):
-            return 0.0
-        interval = MIN_REPORT_SECONDS if self._stale else wire.HEARTBEAT_SECONDS
-        until_report = max(0.0, self._reported + interval - time.monotonic())
-        return min(COMPILING_POLL_SECONDS, until_report) if has_work else until_report
+    def _until_report(self) -> float:
+        """Seconds until Stats are due."""
+        interval = MIN_REPORT_SECONDS if self._changed or self.core is None else wire.HEARTBEAT_SECONDS
+        return max(0.0, self._reported + interval - time.monotonic())
 
     def take(self, timeout: float) -> None:
         """Waits for mail and handles all of it. Raises Stop when stdin has ended."""
-        if self.door.wait(timeout):
+        readable = self.door.wait(timeout)
+        if self._stop in readable:
             raise Stop
+        if self.bell.fileno in readable:
+            self.bell.silence()
         for letter in self.door.receive():
             self._handle(letter)
 
@@ -208,7 +209,7 @@ class EngineProcess:
                 if abort.request_id in self.open and self.core is not None:
                     self.core.abort(abort)
             case Command() as command:
-                self.door.send(letter.sender, self._command(letter.sender, command, now))
+                self.door.send(letter.sender, self._reply(letter.sender, command, now))
 
     def _submit(self, submit: Submit, now: float) -> None:
         if submit.request_id in self.open:
@@ -221,28 +222,37 @@ class EngineProcess:
         else:
             self.core.add(submit, now)
 
-    def _command(self, sender: int, command: Command, now: float) -> Reply:
+    def _reply(self, sender: int, command: Command, now: float) -> Reply:
+        try:
+            return Reply(command.command_id, self._command(sender, command, now))
+        except TabstopError as error:
+            return Reply(command.command_id, failure=EngineFailure(error.code, error.message))
+
+    def _command(self, sender: int, command: Command, now: float) -> Any:
+        """The commands that concern clients are here; the others belong to the core."""
         match command.name:
             case wire.JOIN:
-                return self._join(sender, command)
+                return self._join(sender)
+            case "front_end_gone":
+                return self._front_end_gone(get_argument(command.arguments, "front_end", int))
             case "drain":
                 self.draining = True
-                return Reply(command.command_id, {"num_open": len(self.open)})
-            case _ if self.core is None:
-                error = UnavailableError("the engine is still loading")
-                return Reply(command.command_id, failure=EngineFailure(error.code, error.message))
-        reply = run_command(self.core, command, now)
-        if command.name == "front_end_gone" and reply.failure is None:
-            self.door.forget(command.arguments["front_end"])
-        return reply
+                return {"num_open": len(self.open)}
+        if self.core is None:
+            raise UnavailableError("the engine is still loading")
+        return run_command(self.core, command, now)
 
-    def _join(self, sender: int, command: Command) -> Reply:
-        self.door.clients.add(sender)
-        if self._progress is not None:
-            self.door.send(sender, self._progress)
+    def _join(self, client: int) -> None:
+        self.door.clients.add(client)
         if self.core is not None:
-            self.door.send(sender, self.core.info)
-        return Reply(command.command_id)
+            self.door.send(client, self.core.info)
+        elif self._progress is not None:
+            self.door.send(client, self._progress)
+
+    def _front_end_gone(self, client: int) -> None:
+        self.door.forget(client)
+        if self.core is not None:
+            self.core.abort_front_end(client)
 
     def deliver(self, deltas: list[Delta]) -> None:
         """Sends deltas to their front ends and forgets the samples that they end."""
@@ -270,16 +280,14 @@ class EngineProcess:
 
     def report(self) -> None:
         """Sends Stats (while loading, progress too) when they are due."""
-        now = time.monotonic()
-        interval = MIN_REPORT_SECONDS if self._stale or self.core is None else wire.HEARTBEAT_SECONDS
-        if now < self._reported + interval:
+        if self._until_report() > 0:
             return
         if self.core is None and self._progress is not None:
             self.door.broadcast(self._progress)
         if self.core is not None:
             self._stats = self.core.stats()
         self.door.broadcast(self._stats)
-        self._reported, self._stale = now, False
+        self._reported, self._changed = time.monotonic(), False
 
     def _beacon(self) -> None:
         """Repeats the last report while a step takes long: a slow forward is not a dead engine."""
@@ -295,8 +303,9 @@ class EngineProcess:
 
 def run(start: EngineStart, upward: pipes.Upward) -> int:
     """Loads and serves until told to stop; the exit code."""
-    with Door(wire.address(start.folder), wake=sys.stdin.fileno()) as door:
-        engine = EngineProcess(door)
+    bell, stdin = Bell(), sys.stdin.fileno()
+    with Door(wire.address(start.folder), bell.fileno, stdin) as door:
+        engine = EngineProcess(door, bell, stdin)
         try:
             engine.load(start)
             engine.serve()

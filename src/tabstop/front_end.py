@@ -1,0 +1,127 @@
+"""The front-end process: HTTP on the inherited socket, text, and a client of the engine. Started by the supervisor.
+
+`python -m tabstop.front_end` reads its settings as one JSON line on stdin, then events: drain, engine_dead. The end of
+stdin means that the supervisor is gone: it exits at once. Exit codes: 0 drained · 2 cannot start · 70 a bug.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from tabstop import errors, logs, pipes
+from tabstop.checkpoint import open_checkpoint
+from tabstop.config import EngineConfig, ServerConfig
+from tabstop.engine import wire
+from tabstop.engine.process_client import ProcessClient
+from tabstop.errors import StartupError, TabstopError
+from tabstop.types import CachePolicy, Limits, Sampling, Submit, pack_ids
+
+log = logging.getLogger(__name__)
+
+EXIT_DRAINED, EXIT_CANNOT_START, EXIT_BUG = 0, 2, 70
+
+
+class FrontEndStart(msgspec.Struct, frozen=True):
+    """What the supervisor tells a front end on stdin."""
+
+    engine: EngineConfig
+    server: ServerConfig
+    folder: str  # the run folder: holds the engine's socket
+    number: int  # of this front end, for ever
+    socket: int  # descriptor of the listening socket
+    log: logs.LogSettings = logs.LogSettings()
+
+
+async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
+    """Serves until drained or orphaned; the exit code. Raises StartupError."""
+    from tabstop.api.server import run_front_end  # after the metrics' folder is set: they look for it when imported
+    from tabstop.service import make_service
+
+    config = start.engine
+    client = ProcessClient(wire.address(start.folder), start.number)
+    checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
+    tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
+    service = make_service(checkpoint, [client], start.server, tokenizer=tokenizer)
+    stop = asyncio.Event()
+    serving = asyncio.create_task(run_front_end(service, start.server, socket.socket(fileno=start.socket), stop))
+    orders = asyncio.create_task(follow_orders(client, stop))
+    announcing = asyncio.create_task(announce(client, upward))
+    await asyncio.wait([serving, orders], return_when=asyncio.FIRST_COMPLETED)
+    announcing.cancel()
+    if serving.done():
+        serving.result()
+    return EXIT_DRAINED
+
+
+async def follow_orders(client: ProcessClient, stop: asyncio.Event) -> None:
+    """Does what the supervisor says until it is gone."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    async for line in reader:
+        event = pipes.to_event(line)
+        match event.name:
+            case pipes.DRAIN:
+                stop.set()
+            case pipes.ENGINE_DEAD:
+                client.fail(event.message)
+
+
+async def announce(client: ProcessClient, upward: pipes.Upward) -> None:
+    """Tells the supervisor once a real token has come all the way."""
+    try:
+        await client.ready()
+        await warm_up(client)
+    except TabstopError as error:
+        log.error("not ready: %s", error.message)
+    else:
+        upward.tell(pipes.READY)
+
+
+async def warm_up(client: ProcessClient) -> None:
+    """Generates one token that nobody reads. Raises TabstopError."""
+    submit = Submit(
+        request_id=client.new_request_id(),
+        prompt_ids=pack_ids([0]),
+        sampling=Sampling(temperature=0.0),
+        limits=Limits(max_tokens=1, stop_sets=()),
+        cache=CachePolicy(scope="warm-up", read=False, write=False),
+    )
+    async for delta in client.submit(submit):
+        if delta.failure is not None:
+            raise errors.from_code(delta.failure.code, delta.failure.message)
+
+
+def main() -> None:
+    """Never returns: what threads of the application still do no longer matters."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor owns signals; it tells us to drain
+    start = pipes.read_settings(FrontEndStart)
+    logs.configure(start.log, f"front end {start.number}")
+    upward = pipes.Upward()
+    metrics = Path(start.folder) / "metrics"
+    metrics.mkdir(exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+    try:
+        # Never closed: that would wait for the application's threads.
+        code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(run(start, upward))
+    except StartupError as error:
+        upward.tell(pipes.STARTUP_ERROR, error.message)
+        code = EXIT_CANNOT_START
+    except Exception:
+        log.exception("the front end failed")
+        code = EXIT_BUG
+    logging.shutdown()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

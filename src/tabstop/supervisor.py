@@ -1,0 +1,273 @@
+"""`tabstop serve`: starts the engine and the front ends, watches them, owns signals and the exit code.
+
+Knows processes, not models and not HTTP: it imports no torch and no fastapi. Its promises:
+- SIGTERM or Ctrl-C: /readyz says 503, open requests end (drain_timeout at most), exit 0; a second one: exit at once.
+- A front end that dies has its requests aborted and is started again, ever more slowly; one that cannot start three
+  times in a row ends the server.
+- An engine that dies ends every stream with an error; after a short grace the server exits 70 (2: it could not start).
+- When it has ended, there is no process, no socket and no file left of it. Should it be killed, its children see their
+  stdin end and leave, the engine with the run folder.
+
+Exit codes: 0 asked to stop · 2 cannot start (one line on stderr says why) · 70 a part failed · 128 + n second signal n.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from tabstop import logs, pipes
+from tabstop.checkpoint import open_checkpoint
+from tabstop.children import Child
+from tabstop.config import EngineConfig, ServerConfig
+from tabstop.engine import wire
+from tabstop.engine.process import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED, EngineStart
+from tabstop.engine.process_client import ProcessClient
+from tabstop.errors import ConfigError, StartupError, TabstopError
+from tabstop.front_end import FrontEndStart
+from tabstop.pipes import Event
+from tabstop.startup import StartupView
+
+log = logging.getLogger(__name__)
+
+LISTEN_BACKLOG = 2048
+DEATH_GRACE_SECONDS = 2.0
+"""How long front ends go on after the engine died: streams get their error, probes see 503."""
+
+END_PATIENCE_SECONDS = 2.0
+"""How long a child may take to leave when asked, before it is killed."""
+
+FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
+MAX_FAILED_STARTS = 3
+
+MAX_SOCKET_PATH_BYTES = 100
+"""Unix socket addresses hold 104 (macOS) or 108 (Linux) bytes."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ending:
+    """Why and how the server ends."""
+
+    code: int
+    message: str = ""  # shown as the error line when the server cannot start
+    drain_seconds: float = 0.0  # how long open requests may go on
+
+
+def open_listening_socket(host: str, port: int) -> socket.socket:
+    """Binds and listens. Raises ConfigError when the address cannot be had."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot bind {host}:{port} ({error.strerror}); choose another --port or --host, or end what uses it"
+        ) from None
+    listening.listen(LISTEN_BACKLOG)
+    return listening
+
+
+@contextlib.contextmanager
+def run_folder() -> Iterator[str]:
+    """A folder that only we can enter; removed at the end."""
+    folder = tempfile.mkdtemp(prefix="tabstop-")
+    if len(wire.address(folder)) > MAX_SOCKET_PATH_BYTES:
+        shutil.rmtree(folder)
+        folder = tempfile.mkdtemp(prefix="tabstop-", dir="/tmp")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Supervisor:
+    """One life of the server. Everything happens on one event loop; `run` returns the exit code."""
+
+    def __init__(
+        self, engine: EngineConfig, server: ServerConfig, *, core: str = "tabstop.engine.build:build_core"
+    ) -> None:
+        """`core`: see EngineStart."""
+        self.engine = engine
+        self.server = server
+        self.core = core
+        self.log = logs.LogSettings(server.log_level, server.log_format)
+        self.view = StartupView(plain=server.log_format == "json")
+        self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._second_signal: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._children: list[Child] = []  # alive, the engine first
+        self._num_started = 0  # front ends so far: the newest one's number
+        self._num_ready = 0
+        self._all_ready = asyncio.Event()
+
+    async def run(self) -> int:
+        """Starts everything and stays until the end. Raises StartupError when the server cannot start."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled, number)
+        with run_folder() as folder, open_listening_socket(self.server.host, self.server.port) as listening:
+            client = ProcessClient(wire.address(folder), wire.SUPERVISOR, on_progress=self.view.show_progress)
+            try:
+                return await self._supervise(folder, listening, client)
+            finally:
+                self.view.close()
+                for child in self._children:
+                    child.kill()
+                await asyncio.gather(*(child.wait() for child in self._children))
+                await client.close()
+
+    async def _supervise(self, folder: str, listening: socket.socket, client: ProcessClient) -> int:
+        watchers = [
+            self._keep_engine(folder, client),
+            *(self._keep_front_end(folder, listening, client) for _ in range(self.server.num_front_ends)),
+            self._announce(listening, client),
+        ]
+        tasks = [asyncio.create_task(watcher) for watcher in watchers]
+        for task in tasks:
+            task.add_done_callback(self._watcher_ended)
+        try:
+            ending = await self._ending
+            listening.close()
+            await self._end(ending)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if ending.code == EXIT_CANNOT_START:
+            raise StartupError(ending.message)
+        return 128 + self._second_signal.result() if self._second_signal.done() else ending.code
+
+    def _watcher_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the supervisor failed", exc_info=task.exception())
+            self._decide(Ending(EXIT_BUG))
+
+    # ---- why it ends
+
+    def _decide(self, ending: Ending) -> None:
+        """The first reason counts."""
+        if not self._ending.done():
+            self._ending.set_result(ending)
+
+    def _signalled(self, number: int) -> None:
+        if not self._ending.done():
+            log.info("stopping: open requests have %g s", self.server.drain_timeout)
+            self._decide(Ending(EXIT_STOPPED, drain_seconds=self.server.drain_timeout))
+        elif not self._second_signal.done():
+            self._second_signal.set_result(number)
+
+    async def _end(self, ending: Ending) -> None:
+        """Ends the front ends, then the engine; at once after a second signal."""
+        ended = asyncio.create_task(self._end_children(ending))
+        either: list[asyncio.Future[Any]] = [ended, self._second_signal]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ended
+
+    async def _end_children(self, ending: Ending) -> None:
+        front_ends = [child for child in self._children if child.name != "engine"]
+        engines = [child for child in self._children if child.name == "engine"]
+        if ending.code == EXIT_BUG:
+            await asyncio.sleep(DEATH_GRACE_SECONDS)
+        for child in front_ends:
+            child.tell(Event(pipes.DRAIN))
+        await asyncio.gather(*(child.finish(ending.drain_seconds + END_PATIENCE_SECONDS) for child in front_ends))
+        for child in engines:
+            child.end()
+        await asyncio.gather(*(child.finish(END_PATIENCE_SECONDS) for child in engines))
+
+    # ---- the engine
+
+    async def _keep_engine(self, folder: str, client: ProcessClient) -> None:
+        settings = EngineStart(self.engine, folder, self.log, self.core)
+        child = await Child.start("engine", "tabstop.engine.process", settings)
+        self._children.insert(0, child)
+        silence = asyncio.create_task(self._kill_when_silent(child, client))
+        message = "the engine process ended before it could serve; its log tells why"
+        async for event in child.events():
+            if event.name == pipes.STARTUP_ERROR:
+                message = event.message
+        code = await child.wait()
+        silence.cancel()
+        self._children.remove(child)
+        if self._ending.done():
+            return
+        if code == EXIT_CANNOT_START:
+            self._decide(Ending(EXIT_CANNOT_START, message))
+            return
+        log.error("the engine ended with code %d; the server stops", code)
+        client.fail("the engine process died")
+        for front_end in self._children:
+            front_end.tell(Event(pipes.ENGINE_DEAD, "the engine process died; the server is stopping"))
+        self._decide(Ending(EXIT_BUG))
+
+    async def _kill_when_silent(self, child: Child, client: ProcessClient) -> None:
+        await client.wait_dead()
+        child.kill()
+
+    # ---- front ends
+
+    async def _keep_front_end(self, folder: str, listening: socket.socket, client: ProcessClient) -> None:
+        """Starts a front end again and again."""
+        backoff, num_failed_starts = FIRST_BACKOFF_SECONDS, 0
+        while not self._ending.done():
+            self._num_started += 1
+            number = self._num_started
+            was_ready, code = await self._run_front_end(folder, listening, number)
+            if self._ending.done():
+                return
+            log.error("front end %d ended with code %d", number, code)
+            backoff, num_failed_starts = (
+                (FIRST_BACKOFF_SECONDS, 0) if was_ready else (backoff * 2, num_failed_starts + 1)
+            )
+            if num_failed_starts == MAX_FAILED_STARTS:
+                log.error("front ends cannot start; the server stops")
+                self._decide(Ending(EXIT_BUG))
+                return
+            with contextlib.suppress(TabstopError):  # a dead or loading engine has none of its requests
+                await client.command("front_end_gone", {"front_end": number})
+            await asyncio.sleep(min(backoff, MAX_BACKOFF_SECONDS))
+
+    async def _run_front_end(self, folder: str, listening: socket.socket, number: int) -> tuple[bool, int]:
+        """One life of a front end: whether it ever was ready, and its exit code."""
+        settings = FrontEndStart(self.engine, self.server, folder, number, listening.fileno(), self.log)
+        child = await Child.start(f"front end {number}", "tabstop.front_end", settings, [listening.fileno()])
+        self._children.append(child)
+        was_ready = False
+        async for event in child.events():
+            if event.name == pipes.READY:
+                was_ready = True
+                self._num_ready += 1
+                if self._num_ready == self.server.num_front_ends:
+                    self._all_ready.set()
+            elif event.name == pipes.STARTUP_ERROR:
+                self._decide(Ending(EXIT_CANNOT_START, event.message))
+        code = await child.wait()
+        self._children.remove(child)
+        return was_ready, code
+
+    async def _announce(self, listening: socket.socket, client: ProcessClient) -> None:
+        host, port = listening.getsockname()[:2]
+        await self._all_ready.wait()
+        self.view.show_table(client.info, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+async def _run(engine: EngineConfig, server: ServerConfig) -> int:
+    return await Supervisor(engine, server).run()
+
+
+def serve(engine: EngineConfig, server: ServerConfig) -> int:
+    """Runs a server until it is told to stop; its exit code. Raises StartupError when it cannot start."""
+    logs.configure(logs.LogSettings(server.log_level, server.log_format), "supervisor")
+    open_checkpoint(engine.model, revision=engine.revision, offline=engine.offline)  # downloads once, or says why not
+    return asyncio.run(_run(dataclasses.replace(engine, offline=True), server))
