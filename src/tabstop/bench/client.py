@@ -1,0 +1,176 @@
+"""One request over HTTP, with both clocks: when it should have gone out and when it did.
+
+Knows one endpoint and one event loop. Arrival times are taken right after the bytes leave the socket's reader, before
+any parsing. Schedules are load.py's, counting is tokens.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+
+import aiohttp
+import msgspec
+
+from tabstop.bench.dialects import Dialect, Event, Sampling, decode_event, error_text, make_dialect, path_for
+from tabstop.bench.records import Chunk, Message, Record, Turn
+from tabstop.bench.sse import EventParser
+from tabstop.errors import InputError
+
+READ_BUFFER = 1 << 20  # bytes; aiohttp's 64 KB pauses reading under bursts
+Clock = Callable[[], float]
+
+
+class Endpoint(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Where requests go and how they look."""
+
+    url: str  # without the dialect's path
+    dialect: str = "openai-completions"
+    sampling: Sampling = Sampling()
+    headers: dict[str, str] = {}
+    timeout: float = 600.0  # whole request. unit: seconds
+    label: str = ""
+
+
+def open_session(endpoint: Endpoint) -> aiohttp.ClientSession:
+    """A connection pool without a limit: the client must never queue what the load wants to send."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+        timeout=aiohttp.ClientTimeout(total=None),
+        headers=endpoint.headers,
+        read_bufsize=READ_BUFFER,
+        auto_decompress=True,
+    )
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A request ready to send: nothing is encoded on the clock."""
+
+    url: str
+    body: bytes
+    turn: Turn
+
+
+def prepare(endpoint: Endpoint, dialect: Dialect, turn: Turn) -> Prepared:
+    body = msgspec.json.encode(dialect.body(turn, endpoint.sampling))
+    return Prepared(endpoint.url.rstrip("/") + path_for(dialect, turn), body, turn)
+
+
+def with_answer(turn: Turn, answer: str) -> Turn:
+    """The turn with the server's own previous answer before its last message (or appended to its text)."""
+    if turn.messages:
+        *earlier, last = turn.messages
+        return msgspec.structs.replace(turn, messages=[*earlier, Message("assistant", answer), last])
+    return msgspec.structs.replace(turn, text=turn.text + answer)
+
+
+class Client:
+    """Sends turns to one endpoint and writes down what happens. `now` gives seconds since the start of the run."""
+
+    def __init__(self, endpoint: Endpoint, session: aiohttp.ClientSession, now: Clock) -> None:
+        self.endpoint = endpoint
+        self.dialect = make_dialect(endpoint.dialect)
+        self.session = session
+        self.now = now
+        self.num_bytes = 0
+
+    async def perform(self, prepared: Prepared, record: Record) -> Record:
+        """Fills `record`, whose identity and intended time are set. Never raises but CancelledError (superseded)."""
+        turn = prepared.turn
+        limit = min(self.endpoint.timeout, turn.cancel_after or float("inf"))
+        record.sent = self.now()
+        try:
+            async with asyncio.timeout(limit):
+                await self._stream(prepared, record)
+        except TimeoutError:
+            was_meant = turn.cancel_after is not None and turn.cancel_after <= self.endpoint.timeout
+            record.outcome = "cancelled" if was_meant else "timeout"
+            record.error = "" if was_meant else f"no end after {self.endpoint.timeout:g} s"
+        except InputError as error:
+            record.outcome, record.error = "error", error.message
+        except aiohttp.ClientPayloadError as error:
+            record.outcome, record.error = "error", f"connection lost inside the answer ({type(error).__name__})"
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            record.outcome, record.error = "error", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        except asyncio.CancelledError:
+            record.outcome = "superseded"
+            raise
+        finally:
+            record.ended = self.now()
+            record.digest = hashlib.sha256(record.text.encode("utf-8", "replace")).hexdigest()[:16]
+        return record
+
+    async def _stream(self, prepared: Prepared, record: Record) -> None:
+        headers = {"content-type": "application/json", "x-request-id": f"{record.session}-{record.turn}"}
+        async with self.session.post(prepared.url, data=prepared.body, headers=headers) as response:
+            if response.status != 200:
+                raise InputError(f"HTTP {response.status}: {_error_body(await response.read())}")
+            collector = Collector(self.dialect, record)
+            try:
+                while received := await response.content.readany():
+                    arrived = self.now()
+                    self.num_bytes += len(received)
+                    collector.feed(received, arrived)
+                collector.finish()
+            finally:
+                record.text = "".join(collector.texts)
+
+
+class Collector:
+    """Bytes with their arrival times → the record's chunks, text and usage."""
+
+    def __init__(self, dialect: Dialect, record: Record) -> None:
+        self.dialect = dialect
+        self.record = record
+        self.parser = EventParser()
+        self.is_ended = False
+        self.texts: list[str] = []
+        self.num_known = 0  # completion tokens so far, by the server's running count
+
+    def feed(self, received: bytes, arrived: float) -> None:
+        """Raises InputError for broken events and for errors that the server reports inside the stream."""
+        for data in self.parser.feed(received):
+            event = decode_event(self.dialect, data)
+            if event.error:
+                raise InputError(f"error inside the stream: {event.error}")
+            self._take(event, arrived)
+
+    def _take(self, event: Event, arrived: float) -> None:
+        record = self.record
+        self.is_ended = self.is_ended or event.is_end
+        if event.finish_reason is not None:
+            record.finish_reason = event.finish_reason
+        for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):
+            if (value := getattr(event, name)) is not None:
+                setattr(record, name, value)
+        num_tokens = -1
+        if event.num_tokens is not None:
+            num_tokens = event.num_tokens
+        elif event.total_tokens is not None:
+            num_tokens = event.total_tokens - self.num_known
+        if event.text or num_tokens > 0:
+            self.num_known += max(0, num_tokens)
+            self.texts.append(event.text)
+            record.chunks.append(Chunk(arrived, num_tokens, len(event.text)))
+
+    def finish(self) -> None:
+        """Raises InputError if the stream stopped without saying that it was over."""
+        if self.parser.has_tail:
+            raise InputError("broken SSE: the stream stopped inside an event")
+        if not self.is_ended and self.record.finish_reason is None:
+            raise InputError("broken SSE: the stream stopped without a finish reason or [DONE]")
+
+
+def _error_body(body: bytes) -> str:
+    try:
+        decoded = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return error_text(body[:300].decode("utf-8", "replace"))
+    return error_text(decoded.get("error", decoded) if isinstance(decoded, dict) else decoded)
+
+
+def monotonic_since(start: float) -> Clock:
+    """Seconds since `start` (a time.monotonic value, which all processes of a machine share)."""
+    return lambda: time.monotonic() - start

@@ -1,0 +1,205 @@
+"""Client processes: a pool that outlives single runs, and the worker's main loop.
+
+Frames on stdin and stdout are a 4-byte length and a msgpack struct. The parent keeps every record it has received, so
+an interrupted run still has its results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO
+
+import msgspec
+
+from tabstop.bench.client import Endpoint
+from tabstop.bench.load import Job, run_job
+from tabstop.bench.records import ClientHealth, Record, Session, Turn
+from tabstop.errors import InternalError
+
+START_DELAY = 0.15  # seconds from handing out jobs to time zero; encoding prompts happens inside
+BYTES_PER_SECOND_ENCODED = 20e6  # a cautious speed of reading and encoding a job
+
+
+class RecordFrame(msgspec.Struct, tag="record"):
+    record: Record
+
+
+class DoneFrame(msgspec.Struct, tag="done"):
+    health: ClientHealth
+
+
+class FailFrame(msgspec.Struct, tag="fail"):
+    message: str
+
+
+Frame = RecordFrame | DoneFrame | FailFrame
+
+
+class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One run: who is asked, what, and when."""
+
+    endpoint: Endpoint
+    sessions: list[Session]
+    concurrency: int | None = None
+    ramp: float = 0.0
+    duration: float | None = None
+
+
+class RunResult(msgspec.Struct, kw_only=True):
+    """Records in the order in which they ended."""
+
+    records: list[Record]
+    health: list[ClientHealth]
+    is_interrupted: bool = False
+
+
+def write_frame(stream: IO[bytes], value: object) -> None:
+    data = msgspec.msgpack.encode(value)
+    stream.write(len(data).to_bytes(4, "big") + data)
+    stream.flush()
+
+
+def read_frame(stream: IO[bytes]) -> bytes | None:
+    header = stream.read(4)
+    if len(header) < 4:
+        return None
+    return stream.read(int.from_bytes(header, "big"))
+
+
+class WorkerPool:
+    """`with WorkerPool(2) as pool: pool.run(plan)`: processes are started once and used for every run."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers = num_workers
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> WorkerPool:
+        command = [sys.executable, "-m", "tabstop.bench.workers"]
+        self._processes = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(self.num_workers)
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            assert process.stdin is not None and process.stdout is not None
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+
+    def run(self, plan: LoadPlan, report: Callable[[Record], None] | None = None) -> RunResult:
+        """Runs the plan to its end, or to Ctrl-C: then the workers are replaced and what came so far is returned."""
+        result = RunResult(records=[], health=[])
+
+        def take(record: Record) -> None:
+            result.records.append(record)
+            if report is not None:
+                report(record)
+
+        jobs = split(plan, self.num_workers)
+        with ThreadPoolExecutor(self.num_workers) as threads:
+            waits = [
+                threads.submit(_drive, process, job, take)
+                for process, job in zip(self._processes, jobs, strict=True)
+                if job.sessions
+            ]
+            try:
+                result.health = [wait.result() for wait in waits]
+            except KeyboardInterrupt:
+                result.is_interrupted = True
+                self.__exit__()  # the drivers see the pipes end
+        if result.is_interrupted:
+            self.__enter__()
+        for number, health in enumerate(result.health):
+            health.worker = number
+        return result
+
+
+def _drive(process: subprocess.Popen[bytes], job: Job, take: Callable[[Record], None]) -> ClientHealth:
+    assert process.stdin is not None and process.stdout is not None
+    write_frame(process.stdin, job)
+    decode = msgspec.msgpack.Decoder(Frame).decode
+    while (data := read_frame(process.stdout)) is not None:
+        frame = decode(data)
+        if isinstance(frame, RecordFrame):
+            take(frame.record)
+        elif isinstance(frame, DoneFrame):
+            return frame.health
+        else:
+            raise InternalError(f"a benchmark worker failed: {frame.message}")
+    if process.poll() is not None and process.returncode not in (0, -signal.SIGKILL):
+        raise InternalError(f"a benchmark worker died with code {process.returncode}")
+    return ClientHealth()
+
+
+def split(plan: LoadPlan, num_workers: int) -> list[Job]:
+    """Sessions go round robin, so that each worker sees the whole run's rhythm; slots are shared out evenly."""
+    num_prompt_bytes = sum(len(t.text) + 4 * len(t.ids) + sum(len(m.content) for m in t.messages) for t in _turns(plan))
+    start = time.monotonic() + START_DELAY + num_prompt_bytes / BYTES_PER_SECOND_ENCODED + len(plan.sessions) * 5e-5
+    jobs, first_slot = [], 0
+    for number in range(num_workers):
+        slots = None
+        if plan.concurrency is not None:
+            slots = plan.concurrency // num_workers + (number < plan.concurrency % num_workers)
+        has_work = slots is None or slots > 0
+        jobs.append(
+            Job(
+                endpoint=plan.endpoint,
+                sessions=_share(plan, num_workers, number) if has_work else [],
+                start=start,
+                concurrency=slots,
+                first_slot=first_slot,
+                num_slots=plan.concurrency or 1,
+                ramp=plan.ramp,
+                duration=plan.duration,
+            )
+        )
+        first_slot += slots or 0
+    return jobs
+
+
+def _share(plan: LoadPlan, num_workers: int, number: int) -> list[Session]:
+    used = num_workers if plan.concurrency is None else min(num_workers, plan.concurrency)
+    return plan.sessions[number::used]
+
+
+def _turns(plan: LoadPlan) -> Sequence[Turn]:
+    return [turn for session in plan.sessions for turn in session.turns]
+
+
+def main() -> None:
+    """Reads jobs until stdin ends. SIGINT is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.setswitchinterval(0.0005)  # the pacer's thread must get the interpreter quickly
+    gc.freeze()
+    gc.disable()
+    decode = msgspec.msgpack.Decoder(Job).decode
+    frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()  # a full pipe must not stop the event loop
+    threading.Thread(target=_write_all, args=(frames,), daemon=True).start()
+    while (data := read_frame(sys.stdin.buffer)) is not None:
+        try:
+            health = asyncio.run(run_job(decode(data), lambda record: frames.put(RecordFrame(record))))
+        except Exception as error:
+            frames.put(FailFrame(f"{type(error).__name__}: {error}"))
+        else:
+            frames.put(DoneFrame(health))
+        gc.collect()
+
+
+def _write_all(frames: queue.SimpleQueue[Frame]) -> None:
+    while True:
+        write_frame(sys.stdout.buffer, frames.get())
+
+
+if __name__ == "__main__":
+    main()
