@@ -1,15 +1,16 @@
-"""Translates GGUF metadata into the shape of the Hub's JSON files: config, generation_config and tokenizer_config.
+"""Translates GGUF into the Hub's terms: config, generation_config, tokenizer_config, and the names of tensors.
 
-Knows the key names of both worlds; knows no torch and does not judge the values: models/config.py does.
+Knows the names of both worlds; knows no torch and does not judge the values: models/config.py does.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Any
 
 from tabstop.errors import CheckpointError, UnsupportedModelError
-from tabstop.models.gguf_header import GGUFHeader
+from tabstop.models.gguf_header import GGUFHeader, GGUFTensor
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 """general.architecture → the Hub's architecture name."""
@@ -29,6 +30,18 @@ OPTIONAL_CONFIG_KEYS = {
     "expert_count": "num_local_experts",
     "attention.sliding_window": "sliding_window",
 }
+TENSOR_NAMES = {
+    r"token_embd\.(.+)": r"model.embed_tokens.\1",
+    r"output_norm\.(.+)": r"model.norm.\1",
+    r"output\.(.+)": r"lm_head.\1",
+    r"blk\.(\d+)\.attn_norm\.(.+)": r"model.layers.\1.input_layernorm.\2",
+    r"blk\.(\d+)\.ffn_norm\.(.+)": r"model.layers.\1.post_attention_layernorm.\2",
+    r"blk\.(\d+)\.attn_([qkv])\.(.+)": r"model.layers.\1.self_attn.\2_proj.\3",
+    r"blk\.(\d+)\.attn_output\.(.+)": r"model.layers.\1.self_attn.o_proj.\2",
+    r"blk\.(\d+)\.ffn_(gate|up|down)\.(.+)": r"model.layers.\1.mlp.\2_proj.\3",
+}
+"""GGUF tensor name → the Hub's, as regular expressions; other names stay as they are."""
+
 SAMPLING_KEYS = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -38,8 +51,11 @@ SAMPLING_KEYS = {
 }
 
 END_MARKERS = frozenset(
-    "<|im_end|> <|endoftext|> <|end_of_text|> <|eot_id|> <|eom_id|> <|end|> <|EOT|> <EOT> _<EOT> ▁<EOT> [EOT] "
-    "<end_of_turn> <end_of_utterance> <|return|> <｜end▁of▁sentence｜>".split()
+    (
+        *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|EOT|>"),
+        *("<EOT>", "_<EOT>", "▁<EOT>", "[EOT]", "<end_of_turn>", "<end_of_utterance>", "<|return|>"),
+        "<｜end▁of▁sentence｜>",
+    )
 )
 """Texts of tokens that end a turn or a text whatever the metadata says: files often name only one of them."""
 
@@ -149,3 +165,31 @@ def hub_tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
     if "tokenizer.chat_template" in metadata:
         config["chat_template"] = metadata["tokenizer.chat_template"]
     return config
+
+
+def hub_tensors(header: GGUFHeader) -> dict[str, GGUFTensor]:
+    """The file's tensors under the Hub's names."""
+    return {hub_name(name): tensor for name, tensor in header.tensors.items()}
+
+
+def hub_name(name: str) -> str:
+    for pattern, replacement in TENSOR_NAMES.items():
+        if match := re.fullmatch(pattern, name):
+            return match.expand(replacement)
+    return name
+
+
+def interleaved_heads(header: GGUFHeader, name: str) -> int | None:
+    """Heads of a tensor (Hub's name) whose rows are stored in rotary pairs, else None.
+
+    The llama architecture stores rows i and i + dim / 2 of each q and k head next to each other; the Hub, and all other
+    architectures here, keep the halves apart.
+    """
+    if header.metadata["general.architecture"] != "llama":
+        return None
+    num_heads: int = header.metadata["llama.attention.head_count"]
+    if ".q_proj." in name:
+        return num_heads
+    if ".k_proj." in name:
+        return int(header.metadata.get("llama.attention.head_count_kv", num_heads))
+    return None

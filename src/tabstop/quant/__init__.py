@@ -1,1 +1,104 @@
+"""Quantization schemes: how a matrix is read from a checkpoint, held in memory and multiplied. Protocol and registry.
 
+A layer says which matrices of the checkpoint it is made of and which rows and columns of each are this rank's; a scheme
+knows everything else: the names and shapes of the stored tensors, packing, and the arithmetic. The parts of one fused
+matrix may be stored in different encodings (GGUF files mix them). A new scheme is one file and one line in SCHEMES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from tabstop.errors import UnsupportedModelError
+from tabstop.quant.encodings import Encoding
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMES: dict[str, str] = {
+    "dense": "tabstop.quant.dense:DenseScheme",
+    "gguf": "tabstop.quant.gguf:GGUFScheme",
+}
+"""Name → module:class, imported when a checkpoint needs it."""
+
+
+class TensorRead(NamedTuple):
+    """A slice of one checkpoint tensor. Shape and slice count values, not bytes, whatever the encoding."""
+
+    name: str
+    shape: tuple[int, ...]  # of the whole tensor; another shape in the checkpoint is an error
+    slices: tuple[slice, ...]  # one slice with start and stop for each axis
+
+
+class StoredTensor(NamedTuple):
+    """What a read gave: floats in their own dtype, or for block encodings uint8 [rows, bytes of a row]."""
+
+    encoding: Encoding
+    data: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixPart:
+    """One matrix of the checkpoint inside a fused one; parts follow each other along the rows."""
+
+    name: str  # without the stored tensors' suffixes: "model.layers.0.self_attn.q_proj"
+    shape: tuple[int, int]  # the whole matrix: (outputs, inputs)
+    rows: slice  # this rank's share
+    columns: slice
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.rows.stop - self.rows.start)
+
+    @property
+    def num_columns(self) -> int:
+        return int(self.columns.stop - self.columns.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What layers and schemes get while weights are loaded. `read` puts the data on `device`."""
+
+    scheme: QuantScheme
+    read: Callable[[TensorRead], StoredTensor]
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Weight(Protocol):
+    """A loaded matrix [rows, columns] on one device."""
+
+    num_bytes: int
+
+    def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [T, columns] → [T, rows]."""
+        ...
+
+    def gather(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids int64 [T] → those rows, [T, columns]: the embedding lookup."""
+        ...
+
+
+class QuantScheme(Protocol):
+    """One way to store matrices. Holds no weights itself."""
+
+    name: str
+
+    def reads(self, part: MatrixPart) -> list[TensorRead]:
+        """The stored tensors of a part. Raises UnsupportedModelError for a split that the packing cannot follow."""
+        ...
+
+    def load(self, parts: Sequence[MatrixPart], loading: Loading) -> Weight:
+        """Reads the parts into one matrix ready to multiply."""
+        ...
+
+
+def make_scheme(name: str) -> QuantScheme:
+    """The scheme behind a registry name. Raises UnsupportedModelError for an unknown one."""
+    if name not in SCHEMES:
+        raise UnsupportedModelError(f"quantization {name!r} is unknown; known: {', '.join(SCHEMES)}")
+    module, _, cls = SCHEMES[name].partition(":")
+    return getattr(import_module(module), cls)()  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from tabstop.errors import CheckpointError
@@ -40,3 +41,12 @@ ENCODINGS: dict[str, Encoding] = {
         ("Q6_K", 256, 210),
     )
 }
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a checkpoint says of one tensor."""
+
+    shape: tuple[int, ...]
+    encoding: Encoding
+    num_bytes: int

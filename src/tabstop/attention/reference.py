@@ -1,0 +1,138 @@
+"""Attention in plain torch, on any device: the oracle of all other backends, and the one that never declines.
+
+KV memory of a layer is one tensor [2, blocks, block_size, kv_heads, dim] (keys, values). Rows are attended in groups of
+equal query length and similar context: their blocks are gathered into one batch, and the mathematics is float32
+whatever the compute type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional
+
+from tabstop.attention import AttentionBatch, Need
+from tabstop.cache import CacheKind, CacheSpec
+
+
+@dataclass(slots=True)
+class Group:
+    """Rows attended together: Q queries each, contexts padded to L, a whole number of blocks."""
+
+    tokens: torch.Tensor  # int64 [R * Q] their places in the step's tokens
+    tables: torch.Tensor  # int64 [R, L / block_size] past a row's context: its own first block
+    positions: torch.Tensor  # int64 [R, Q] of the queries
+    num_queries: int
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)  # by window: additive float32 [R, 1, Q, L]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What all layers of a step share."""
+
+    kv_slots: torch.Tensor  # int64 [T]
+    groups: list[Group]
+
+
+class ReferenceAttention:
+    """See the module."""
+
+    name = "reference"
+
+    @staticmethod
+    def refuse(need: Need) -> str | None:
+        return None
+
+    def __init__(self, need: Need) -> None:
+        self.need = need
+
+    def allocate(self, spec: CacheSpec, num_blocks: int) -> torch.Tensor:
+        """Zeros: a masked position counts 0 times its value, which must not be a NaN left by someone else."""
+        assert spec.kind is CacheKind.PAGED
+        shape = (2, num_blocks, self.need.block_size, spec.num_kv_heads, spec.head_dim)
+        return torch.zeros(shape, dtype=self.need.kv_dtype, device=self.need.device)
+
+    def copy(self, kv: torch.Tensor, source: int, target: int, num_tokens: int) -> None:
+        kv[:, target, :num_tokens] = kv[:, source, :num_tokens]
+
+    def plan(self, batch: AttentionBatch) -> Plan:
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        for row, (queries, context) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
+            by_shape.setdefault((queries, context.bit_length()), []).append(row)
+        groups = [self._group(batch, rows, queries) for (queries, _), rows in by_shape.items()]
+        return Plan(batch.kv_slots, groups)
+
+    def _group(self, batch: AttentionBatch, rows: list[int], num_queries: int) -> Group:
+        device, block_size = batch.kv_slots.device, self.need.block_size
+        num_blocks = max(-(-batch.context_lens[row] // block_size) for row in rows)
+        index = torch.tensor(rows, device=device)
+        contexts = batch.contexts[index].long()[:, None]
+        tables = batch.block_tables[index, :num_blocks].long()
+        used = torch.arange(num_blocks, device=device) * block_size < contexts
+        queries = torch.arange(num_queries, device=device)
+        tokens = batch.query_starts[index].long()[:, None] + queries
+        return Group(
+            tokens=tokens.flatten(),
+            tables=torch.where(used, tables, tables[:, :1]),
+            positions=contexts - num_queries + queries,
+            num_queries=num_queries,
+        )
+
+    def run(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv: torch.Tensor,
+        meta: Plan,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Stores k and v of all rows, then attends; see the protocol for shapes."""
+        keys, values = kv[0], kv[1]
+        keys.flatten(0, 1).index_copy_(0, meta.kv_slots, k.to(kv.dtype))
+        values.flatten(0, 1).index_copy_(0, meta.kv_slots, v.to(kv.dtype))
+        result = torch.empty_like(q)
+        for group in meta.groups:
+            queries = q if len(group.tokens) == len(q) else q[group.tokens]
+            k, v = gather_blocks(keys, group.tables), gather_blocks(values, group.tables)
+            attended = attend(queries, k, v, self._mask(group, window), scale)
+            if len(meta.groups) == 1:
+                return attended.to(q.dtype)
+            result[group.tokens] = attended.to(q.dtype)
+        return result
+
+    def _mask(self, group: Group, window: int | None) -> torch.Tensor:
+        """0 where a query sees a position, else -inf; made by the first layer with this window."""
+        if window not in group.masks:
+            length = group.tables.shape[1] * self.need.block_size
+            places = torch.arange(length, device=group.tables.device)
+            query = group.positions[:, :, None]
+            seen = places <= query
+            if window is not None:
+                seen &= places > query - window
+            mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
+            group.masks[window] = mask[:, None]
+        return group.masks[window]
+
+
+def gather_blocks(memory: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """memory [blocks, block_size, kv_heads, dim], tables [R, n] → float32 [R, kv_heads, n * block_size, dim]."""
+    rows = memory.flatten(1).index_select(0, tables.flatten())  # whole blocks at a time: indexing is 15 times slower
+    return rows.view(len(tables), -1, *memory.shape[2:]).transpose(1, 2).float()
+
+
+def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    """softmax(q k^T · scale + mask) v in float32.
+
+    q [R * Q, heads, dim] · keys, values [R, kv_heads, L, dim] · mask [R, 1, Q, L] → [R * Q, heads, dim]. The heads that
+    share a key head are folded into the query axis: broadcasting keys over them is several times slower.
+    """
+    num_rows, kv_heads = keys.shape[:2]
+    num_queries, group = mask.shape[2], q.shape[1] // kv_heads
+    folded = q.view(num_rows, num_queries, kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    folded_mask = mask.repeat(1, 1, group, 1) if num_queries > 1 else mask
+    attended = functional.scaled_dot_product_attention(folded.float(), keys, values, attn_mask=folded_mask, scale=scale)
+    unfolded = attended.view(num_rows, kv_heads, group, num_queries, -1).permute(0, 3, 1, 2, 4)
+    return unfolded.reshape(q.shape)

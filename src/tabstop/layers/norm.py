@@ -1,0 +1,32 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tabstop.quant import Loading, QuantScheme, TensorRead
+from tabstop.quant.dense import floats
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight over the last axis; the mean square is taken in float32 (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, name: str, size: int, eps: float) -> None:
+        super().__init__()
+        self.read = TensorRead(f"{name}.weight", (size,), (slice(0, size),))
+        self.eps = eps
+        self.weight: torch.Tensor | None = None
+
+    def reads(self, scheme: QuantScheme) -> list[TensorRead]:
+        return [self.read]
+
+    def load(self, loading: Loading) -> None:
+        self.weight = floats(loading.read(self.read)).to(loading.device, loading.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., size] → the same shape and type."""
+        assert self.weight is not None, "not loaded"
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight

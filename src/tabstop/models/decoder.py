@@ -1,0 +1,69 @@
+"""The skeleton of a pre-norm decoder: embedding, blocks, norm, head. Families compose its parts; it asks no questions.
+
+Knows nothing of checkpoints' formats, of sampling or of which rows belong to which request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from tabstop.cache import CacheSpec
+from tabstop.layers.attention import Attention
+from tabstop.layers.linear import Embedding
+from tabstop.layers.rope import Rope, Rotary
+from tabstop.models import StepContext
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, attention_norm: nn.Module, attention: Attention, mlp_norm: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = attention_norm, attention
+        self.mlp_norm, self.mlp = mlp_norm, mlp
+
+    def forward(self, x: torch.Tensor, rotary: Rotary, context: StepContext) -> torch.Tensor:
+        """x [T, hidden] → [T, hidden]."""
+        x = x + self.attention(self.attention_norm(x), rotary, context)
+        result: torch.Tensor = x + self.mlp(self.mlp_norm(x))
+        return result
+
+
+class Decoder(nn.Module):
+    """A whole model; satisfies models.Model once loaded.
+
+    ignored: checkpoint tensors that are rightly not read, as regular expression → reason.
+    """
+
+    def __init__(
+        self, embedding: Embedding, rope: Rope, blocks: Sequence[Block], norm: nn.Module, head: nn.Module
+    ) -> None:
+        super().__init__()
+        self.embedding, self.rope, self.norm, self.head = embedding, rope, norm, head
+        self.blocks = nn.ModuleList(blocks)
+        self.vocab_size = embedding.part.shape[0]
+        self.num_heads = blocks[0].attention.num_heads  # of this rank
+        self.cache_specs: list[CacheSpec] = [block.attention.cache_spec for block in blocks]
+        self.ignored: Mapping[str, str] = {}
+
+    def ignores(self, name: str) -> bool:
+        """Whether a checkpoint tensor is rightly not read."""
+        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, context: StepContext) -> torch.Tensor:
+        """ids, positions int64 [T] → final hidden states [T, hidden], normed."""
+        hidden = self.embedding(ids)
+        rotary = self.rope(positions, hidden.dtype)
+        for block in self.blocks:
+            hidden = block(hidden, rotary, context)
+        normed: torch.Tensor = self.norm(hidden)
+        return normed
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [R, hidden] → float32 [R, vocab_size]."""
+        scores: torch.Tensor = self.head(hidden)
+        return scores.float()

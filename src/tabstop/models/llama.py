@@ -1,0 +1,63 @@
+"""Llama: RMS norms, rotary attention with grouped heads, gated SiLU; also the frame of what differs in biases only."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tabstop.layers import Shard
+from tabstop.layers.attention import Attention, AttentionConfig
+from tabstop.layers.linear import Embedding, Linear, Part, TiedHead
+from tabstop.layers.mlp import GatedMLP
+from tabstop.layers.norm import RMSNorm
+from tabstop.layers.rope import Rope
+from tabstop.models.config import ModelConfig
+from tabstop.models.decoder import Block, Decoder
+
+IGNORED = {
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq": "computed from the config",
+    r"rope_freqs\.weight": "part of the config (GGUF)",
+}
+IGNORED_WHEN_TIED = {r"lm_head\.weight": "a copy of the embedding"}
+
+
+def llama(config: ModelConfig, shard: Shard) -> Decoder:
+    bias = config.values.boolean("attention_bias", False)
+    return llama_like(
+        config,
+        shard,
+        attention=AttentionConfig(
+            config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim, qkv_bias=bias, out_bias=bias
+        ),
+        mlp_bias=config.values.boolean("mlp_bias", False),
+    )
+
+
+def llama_like(config: ModelConfig, shard: Shard, attention: AttentionConfig, mlp_bias: bool) -> Decoder:
+    """The frame. A family that needs another keyword here should have its own file instead."""
+    config.values.require("hidden_act", None, "silu")
+
+    def norm(name: str) -> RMSNorm:
+        return RMSNorm(name, config.hidden_size, config.norm_eps)
+
+    def block(index: int) -> Block:
+        prefix = f"model.layers.{index}"
+        return Block(
+            norm(f"{prefix}.input_layernorm"),
+            Attention(f"{prefix}.self_attn", index, attention, shard),
+            norm(f"{prefix}.post_attention_layernorm"),
+            GatedMLP(f"{prefix}.mlp", config.hidden_size, config.intermediate_size, bias=mlp_bias, shard=shard),
+        )
+
+    embedding = Embedding("model.embed_tokens", config.vocab_size, config.hidden_size)
+    head: nn.Module = TiedHead(embedding)
+    if not config.tied_head:
+        head = Linear("", config.hidden_size, [Part("lm_head", config.vocab_size)])
+    decoder = Decoder(
+        embedding,
+        Rope(config.rope, config.head_dim),
+        [block(index) for index in range(config.num_layers)],
+        norm("model.norm"),
+        head,
+    )
+    decoder.ignored = IGNORED | (IGNORED_WHEN_TIED if config.tied_head else {})
+    return decoder

@@ -1,0 +1,72 @@
+"""Plain float matrices in the compute type: the scheme of unquantized checkpoints, and the twin of all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn import functional
+
+from tabstop.errors import UnsupportedModelError
+from tabstop.quant import Loading, MatrixPart, StoredTensor, TensorRead
+
+WINDOW_VALUES = 1 << 20
+"""Matrices are converted in windows of about that many values: no second copy of a large one, and temporaries stay in
+the processor's cache (windows of 32 million took three to thirty times as long)."""
+
+
+class DenseWeight:
+    """A float matrix [rows, columns]."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix
+        self.num_bytes = matrix.numel() * matrix.element_size()
+
+    def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return functional.linear(x, self.matrix, bias)
+
+    def gather(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.matrix.index_select(0, ids)
+
+
+class DenseScheme:
+    """One tensor `<part>.weight` of floats for each part."""
+
+    name = "dense"
+
+    def reads(self, part: MatrixPart) -> list[TensorRead]:
+        return [weight_read(part)]
+
+    def load(self, parts: Sequence[MatrixPart], loading: Loading) -> DenseWeight:
+        return load_dense(parts, loading, floats)
+
+
+def weight_read(part: MatrixPart) -> TensorRead:
+    return TensorRead(f"{part.name}.weight", part.shape, (part.rows, part.columns))
+
+
+def floats(stored: StoredTensor) -> torch.Tensor:
+    """The values of a float encoding. Raises UnsupportedModelError for any other."""
+    if not stored.data.is_floating_point():
+        raise UnsupportedModelError(
+            f"weights are stored as {stored.encoding.name}; plain checkpoints hold F32, F16, BF16 or F64"
+        )
+    return stored.data
+
+
+def load_dense(
+    parts: Sequence[MatrixPart], loading: Loading, decode: Callable[[StoredTensor], torch.Tensor]
+) -> DenseWeight:
+    """Reads the parts window by window, decodes them to floats and stacks them in the compute type."""
+    num_rows, num_columns = sum(part.num_rows for part in parts), parts[0].num_columns
+    matrix = torch.empty(num_rows, num_columns, device=loading.device, dtype=loading.dtype)
+    window = max(1, WINDOW_VALUES // num_columns)
+    filled = 0
+    for part in parts:
+        read = weight_read(part)
+        for first in range(part.rows.start, part.rows.stop, window):
+            rows = slice(first, min(first + window, part.rows.stop))
+            values = decode(loading.read(read._replace(slices=(rows, part.columns))))
+            matrix[filled : filled + len(values)] = values
+            filled += len(values)
+    return DenseWeight(matrix)
