@@ -100,3 +100,11 @@ def test_clear_forgets_what_nobody_owns():
     pool.clear()
     pool.check()
     assert pool.find(ROOT, ids(1, 2, 3, 4, 5), 4, 1).blocks == [owned]
+
+
+def test_equal_ids_behind_other_histories_are_other_content():
+    pool = BlockPool(6, 2)
+    first = published(pool, ids(1, 2), ids(3, 4))
+    second = published(pool, ids(5, 6), ids(3, 4))
+    assert pool.find(ROOT, ids(1, 2, 3, 4, 0), 4, 1).blocks == first
+    assert pool.find(ROOT, ids(5, 6, 3, 4, 0), 4, 1).blocks == second

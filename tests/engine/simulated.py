@@ -84,11 +84,25 @@ class SimulatedWorkers:
         for slot, first, blocks in plan.tables:
             table = self.tables.setdefault(slot, [])
             table[first:] = blocks
+        self._check_copies(plan)
         for source, target, num_tokens in plan.copies:
             self.memory[target, :num_tokens] = self.memory[source, :num_tokens]
         for row in plan.rows:
             self._store(row)
         return SimulatedStep(self, plan, [self._context(row) for row in plan.rows])
+
+    def _check_copies(self, plan: StepPlan) -> None:
+        """A device may run copies in any order, and beside the forward's writes to other slots."""
+        targets = [copy.target for copy in plan.copies]
+        written = {
+            (self.tables[row.slot][position // self.block_size], position % self.block_size)
+            for row in plan.rows
+            for position in range(row.start, row.start + len(row.token_ids))
+        }
+        for source, _, num_tokens in plan.copies:
+            assert source not in targets, "a copy's source is overwritten by another copy"
+            assert not any((source, offset) in written for offset in range(num_tokens)), "... by the forward"
+        assert len(set(targets)) == len(targets)
 
     def _store(self, row) -> None:
         ids = [self.last[row.slot] if token == PENDING else token for token in row.token_ids]

@@ -44,7 +44,8 @@ class Request:
     keys: list[bytes] = field(default_factory=list)  # of the leading blocks whose key is known (hashing is lazy)
     num_blocks_sent: int = 0  # leading blocks that the workers' table holds
     last_step: int = -1  # the newest step with a row of this request
-    last_start: int = 0  # num_computed before that step
+    admission_step: int = -1  # the step that gave it its slot
+    num_settled: int = 0  # tokens whose keys and values lay in its blocks before its newest row's step
     parent: Request | None = None  # the sample to fork from
     children: list[Request] = field(default_factory=list)  # samples that wait for this one's prompt
     was_admitted: bool = False

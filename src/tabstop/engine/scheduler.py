@@ -111,7 +111,8 @@ class Scheduler:
         sample = end == request.num_tokens and request.limits.max_tokens > 0
         plan.rows.append(Row(request.slot, start, ids, sample, sample and bool(request.constraints)))
         flight.requests.append(request)
-        request.num_computed, request.last_step, request.last_start = end, self.step, start
+        request.num_computed, request.last_step = end, self.step
+        request.num_settled = start
         request.num_in_flight += sample
         self._publish(request, min(end, request.num_prompt_tokens))
         return end - start
@@ -154,11 +155,10 @@ class Scheduler:
 
         At least one token is left to compute, since its logits are wanted.
         """
-        size = self.pool.block_size
-        parent = request.parent
-        if parent is not None and parent.slot >= 0 and not request.num_output_tokens:
-            num_computed = parent.last_start if parent.last_step == self.step else parent.num_computed
-            num_whole, num_rest = divmod(min(request.num_prompt_tokens - 1, num_computed), size)
+        size, parent = self.pool.block_size, request.parent
+        if parent is not None and parent.slot >= 0 and parent.admission_step < self.step:
+            num_settled = parent.num_settled if parent.last_step == self.step else parent.num_computed
+            num_whole, num_rest = divmod(min(request.num_prompt_tokens - 1, num_settled), size)
             rest = parent.blocks[num_whole] if num_rest else None
             return Match(parent.blocks[:num_whole], parent.keys[:num_whole], rest, num_rest)
         if not (self.prefix_cache and request.cache.read):
@@ -171,6 +171,7 @@ class Scheduler:
         for block in match.blocks:
             self.pool.share(block)
         request.slot, request.blocks, request.keys = slot, list(match.blocks), list(match.keys)
+        request.admission_step = self.step
         request.num_computed = len(match.blocks) * self.pool.block_size + match.num_partial
         if match.partial:
             self.pool.hold(match.partial)
