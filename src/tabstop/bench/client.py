@@ -58,12 +58,12 @@ def prepare(endpoint: Endpoint, dialect: Dialect, turn: Turn) -> Prepared:
     return Prepared(endpoint.url.rstrip("/") + path_for(dialect, turn), body, turn)
 
 
-def with_answer(turn: Turn, answer: str) -> Turn:
-    """The turn with the server's own previous answer before its last message (or appended to its text)."""
+def with_answer(turn: Turn, before: Turn, answer: str) -> Turn:
+    """The turn after everything that was said before: the previous prompt, the server's own answer, the new message."""
     if turn.messages:
-        *earlier, last = turn.messages
-        return msgspec.structs.replace(turn, messages=[*earlier, Message("assistant", answer), last])
-    return msgspec.structs.replace(turn, text=turn.text + answer)
+        messages = [*before.messages, Message("assistant", answer), turn.messages[-1]]
+        return msgspec.structs.replace(turn, messages=messages)
+    return msgspec.structs.replace(turn, text=before.text + answer + turn.text)
 
 
 class Client:

@@ -133,6 +133,7 @@ class LoadRunner:
         """The session's turns. A turn that supersedes starts by the clock and cancels the one before."""
         running: asyncio.Task[Record] | None = None
         previous: Record | None = None
+        asked = session.turns[0]
         for number, turn in enumerate(session.turns):
             if number:
                 if turn.supersedes:
@@ -144,9 +145,10 @@ class LoadRunner:
                 if turn.supersedes and running is not None:
                     running.cancel()
             record = _blank(session, number, turn, intended)
-            prepared = self.prepared.get((session.index, number)) or prepare(
-                self.job.endpoint, self.client.dialect, with_answer(turn, previous.text if previous else "")
-            )
+            prepared = self.prepared.get((session.index, number))
+            if prepared is None:
+                asked = with_answer(turn, asked, previous.text if previous else "")
+                prepared = prepare(self.job.endpoint, self.client.dialect, asked)
             running = asyncio.create_task(self.client.perform(prepared, record))
             running.add_done_callback(lambda _, done=record: self.report(done))  # type: ignore[misc]
             self.background.add(running)

@@ -37,7 +37,7 @@ class Turn(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     delay: float = 0.0  # think time after the previous turn's end, or after its start if `supersedes`. unit: seconds
     supersedes: bool = False  # cancels the session's previous turn if that still runs
     cancel_after: float | None = None  # the client hangs up so long after sending. unit: seconds
-    carries_answer: bool = False  # chat: insert the server's own previous answer before this turn's last message
+    carries_answer: bool = False  # the prompt is the previous one, the server's own answer, then this turn's
 
 
 class Session(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
