@@ -40,6 +40,7 @@ class Model(Protocol):
     vocab_size: int
     cache_specs: list[CacheSpec]  # one per layer
     num_heads: int
+    weight_bytes: int
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor, context: StepContext) -> torch.Tensor:
         """ids, positions int64 [T] → final hidden states [T, hidden], normed."""

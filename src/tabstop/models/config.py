@@ -149,15 +149,6 @@ def read_model_config(checkpoint: Checkpoint) -> ModelConfig:
     )
 
 
-def resolve_dtype(option: str, checkpoint_dtype: str | None, device: str) -> str:
-    """The compute type behind 'auto': float32 on the CPU; on a GPU the checkpoint's, or bfloat16 for float32."""
-    if option != "auto":
-        return option
-    if device == "cpu":
-        return "float32"
-    return "bfloat16" if checkpoint_dtype in (None, "float32") else checkpoint_dtype
-
-
 def _architecture(values: ConfigValues) -> str:
     names = values.values.get("architectures")
     if not isinstance(names, list) or not names or names[0] not in FAMILIES:

@@ -36,7 +36,8 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """A whole model; satisfies models.Model once loaded.
 
-    ignored: checkpoint tensors that are rightly not read, as regular expression → reason.
+    The family fills `ignored`: checkpoint tensors that are rightly not read, as regular expression → reason. The loader
+    fills `weight_bytes`.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Decoder(nn.Module):
         self.num_heads = blocks[0].attention.num_heads  # of this rank
         self.cache_specs: list[CacheSpec] = [block.attention.cache_spec for block in blocks]
         self.ignored: Mapping[str, str] = {}
+        self.weight_bytes = 0
 
     def ignores(self, name: str) -> bool:
         """Whether a checkpoint tensor is rightly not read."""

@@ -6,15 +6,19 @@ decode it (quant/).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
 
 import torch
 
+from tabstop.cache.sizing import check_weights
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import EngineConfig
-from tabstop.errors import CheckpointError, MemoryShortageError
+from tabstop.device import free_bytes
+from tabstop.errors import CheckpointError
 from tabstop.layers import SINGLE, Loadable, Shard
 from tabstop.models import FAMILIES, Model, ProgressCallback
 from tabstop.models.config import ModelConfig, read_model_config
@@ -32,6 +36,35 @@ def build_model(config: ModelConfig, shard: Shard = SINGLE) -> Decoder:
     return cast(Decoder, getattr(import_module(module), builder)(config, shard))
 
 
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """A model without weights beside the open checkpoint that will fill it, already compared."""
+
+    config: ModelConfig
+    form: str  # gguf, safetensors or dummy
+    model: Decoder
+    scheme: QuantScheme
+    source: WeightSource
+    reads: list[TensorRead]
+
+    @property
+    def num_values(self) -> int:
+        """Numbers that the loaded model holds on this rank."""
+        return sum(math.prod(each.stop - each.start for each in read.slices) for read in self.reads)
+
+
+def plan_loading(checkpoint: Checkpoint, config: EngineConfig) -> LoadPlan:
+    """Everything about loading but the weights: from file headers. Raises as load_model does."""
+    model_config = read_model_config(checkpoint)
+    model = build_model(model_config)
+    form = weights_form(checkpoint, config.load_format)
+    scheme = make_scheme("dense" if form == "dummy" else model_config.quantization)
+    reads = [read for layer in loadable_layers(model) for read in layer.reads(scheme)]
+    source: WeightSource = DummySource(reads, config.seed) if form == "dummy" else open_source(checkpoint, form)
+    check_tensors(model, reads, source)
+    return LoadPlan(model_config, form, model, scheme, source, reads)
+
+
 def load_model(
     checkpoint: Checkpoint,
     config: EngineConfig,
@@ -44,30 +77,22 @@ def load_model(
     Raises CheckpointError (a missing, unexpected or misshapen tensor by name, a damaged file), UnsupportedModelError,
     ConfigError (--load-format) or MemoryShortageError.
     """
-    model_config = read_model_config(checkpoint)
-    model = build_model(model_config)
-    form = weights_form(checkpoint, config.load_format)
-    scheme = make_scheme("dense" if form == "dummy" else model_config.quantization)
-    reads = model_reads(model, scheme)
-    source: WeightSource = DummySource(reads, config.seed) if form == "dummy" else open_source(checkpoint, form)
-    check_tensors(model, reads, source)
+    plan = plan_loading(checkpoint, config)
+    weight_bytes = plan.num_values * dtype.itemsize
+    check_weights(weight_bytes, free_bytes(device.type, config.gpu_memory_utilization))
+    loading = Loading(plan.scheme, _Reader(plan, device, progress), device, dtype)
     try:
-        fill(model, scheme, _Reader(source, reads, device, progress), dtype)
+        for layer in loadable_layers(plan.model):
+            layer.load(loading)
     except torch.OutOfMemoryError:
-        raise MemoryShortageError(
-            f"the weights of {checkpoint.name} do not fit on {device}; use a smaller or more strongly quantized model"
-        ) from None
-    return model
+        check_weights(weight_bytes, 0)
+    plan.model.weight_bytes = weight_bytes
+    return plan.model
 
 
 def loadable_layers(model: Decoder) -> list[Loadable]:
     """Every layer with weights of its own, in the order of the forward."""
     return [module for module in model.modules() if isinstance(module, Loadable)]
-
-
-def model_reads(model: Decoder, scheme: QuantScheme) -> list[TensorRead]:
-    """All tensors that the model will read."""
-    return [read for layer in loadable_layers(model) for read in layer.reads(scheme)]
 
 
 def check_tensors(model: Decoder, reads: Iterable[TensorRead], source: WeightSource) -> None:
@@ -97,11 +122,9 @@ def _listed(names: list[str]) -> str:
 class _Reader:
     """Reads for the layers: onto the device, reporting progress in stored bytes."""
 
-    def __init__(
-        self, source: WeightSource, reads: Iterable[TensorRead], device: torch.device, progress: ProgressCallback | None
-    ) -> None:
-        self.source, self.device, self.progress = source, device, progress
-        self.total = sum(source.tensors[name].num_bytes for name in {read.name for read in reads})
+    def __init__(self, plan: LoadPlan, device: torch.device, progress: ProgressCallback | None) -> None:
+        self.source, self.device, self.progress = plan.source, device, progress
+        self.total = sum(plan.source.tensors[read.name].num_bytes for read in plan.reads)
         self.done = 0
 
     def __call__(self, read: TensorRead) -> StoredTensor:
@@ -110,10 +133,3 @@ class _Reader:
         if self.progress:
             self.progress("weights", self.done, self.total)
         return stored._replace(data=stored.data.to(self.device))
-
-
-def fill(model: Decoder, scheme: QuantScheme, reader: _Reader, dtype: torch.dtype) -> None:
-    """Loads every layer in turn; the peak is the model plus one window of one tensor."""
-    loading = Loading(scheme, reader, reader.device, dtype)
-    for layer in loadable_layers(model):
-        layer.load(loading)

@@ -1,0 +1,57 @@
+"""The machine we are on: which device, which compute type, how much memory is free. Chooses, but allocates nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from tabstop.errors import ConfigError
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def resolve_device(option: str) -> str:
+    """'cpu' or 'cuda' behind --device. Raises ConfigError for 'cuda' without a usable GPU."""
+    if option == "cpu":
+        return option
+    import torch
+
+    available = torch.cuda.is_available()
+    if option == "cuda" and not available:
+        raise ConfigError("--device is 'cuda', but torch sees no GPU; use 'cpu', or install a CUDA build of torch")
+    return "cuda" if available else "cpu"
+
+
+def resolve_dtype(option: str, checkpoint_dtype: str | None, device: str) -> str:
+    """The compute type behind --dtype: on the CPU float32; on a GPU the checkpoint's, or bfloat16 for float32."""
+    if option != "auto":
+        return option
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if checkpoint_dtype in (None, "float32") else checkpoint_dtype
+
+
+def free_bytes(device: str, gpu_memory_utilization: float) -> int:
+    """Bytes that may still be used on 'cpu' or 'cuda'; on a GPU only up to the given share of all its memory."""
+    if device == "cpu":
+        return free_host_bytes(CGROUP)
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return int(free - (1 - gpu_memory_utilization) * total)
+
+
+def free_host_bytes(cgroup: Path) -> int:
+    """The smaller of the machine's available memory and what the container's limit leaves (cgroup 2)."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        statistics = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such limit here
+        return available
+    if limit == "max":
+        return available
+    reclaimable = int(statistics.get("inactive_file", 0)) + int(statistics.get("active_file", 0))
+    return min(available, int(limit) - used + reclaimable)
