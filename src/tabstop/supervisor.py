@@ -31,7 +31,7 @@ from tabstop.config import EngineConfig, ServerConfig
 from tabstop.engine import wire
 from tabstop.engine.process import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED, EngineStart
 from tabstop.engine.process_client import ProcessClient
-from tabstop.errors import ConfigError, StartupError, TabstopError
+from tabstop.errors import ConfigError, EngineDeadError, StartupError, TabstopError
 from tabstop.front_end import FrontEndStart
 from tabstop.pipes import Event
 from tabstop.startup import StartupView
@@ -147,8 +147,9 @@ class Supervisor:
         return 128 + self._second_signal.result() if self._second_signal.done() else ending.code
 
     def _watcher_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            log.error("the supervisor failed", exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, EngineDeadError):  # that is _keep_engine's business
+            log.error("the supervisor failed", exc_info=error)
             self._decide(Ending(EXIT_BUG))
 
     # ---- why it ends
@@ -177,7 +178,7 @@ class Supervisor:
     async def _end_children(self, ending: Ending) -> None:
         front_ends = [child for child in self._children if child.name != "engine"]
         engines = [child for child in self._children if child.name == "engine"]
-        if ending.code == EXIT_BUG:
+        if ending.code == EXIT_BUG and self._num_ready > 0:
             await asyncio.sleep(DEATH_GRACE_SECONDS)
         for child in front_ends:
             child.tell(Event(pipes.DRAIN))
@@ -259,7 +260,8 @@ class Supervisor:
     async def _announce(self, listening: socket.socket, client: ProcessClient) -> None:
         host, port = listening.getsockname()[:2]
         await self._all_ready.wait()
-        self.view.show_table(client.info, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        info = await client.ready()  # front ends may hear of it before we do
+        self.view.show_table(info, f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
 
 async def _run(engine: EngineConfig, server: ServerConfig) -> int:

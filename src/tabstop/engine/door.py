@@ -68,7 +68,7 @@ class Door:
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.setsockopt(zmq.LINGER, LINGER_MILLISECONDS)
+        self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(address)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -83,6 +83,10 @@ class Door:
     ) -> None:
         self._socket.close()
         self._context.term()
+
+    def linger(self) -> None:
+        """Lets what was sent leave before the socket closes; otherwise closing drops it."""
+        self._socket.setsockopt(zmq.LINGER, LINGER_MILLISECONDS)
 
     def wait(self, timeout: float) -> set[int]:
         """Sleeps until there is a frame or a watched descriptor is readable, at most `timeout` seconds; the latter."""

@@ -270,6 +270,7 @@ class EngineProcess:
         error = InternalError("the engine failed and stopped; its log tells why")
         for request_id in list(self.open):
             self.deliver(self._failures(request_id, error))
+        self.door.linger()
 
     def _failures(self, request_id: RequestId, error: TabstopError) -> list[Delta]:
         failure = EngineFailure(error.code, error.message)

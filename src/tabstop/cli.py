@@ -1,0 +1,146 @@
+"""The command `tabstop`: serve, generate, fit, version. Options are the fields of config.py, read from there.
+
+Knows how to print; computes nothing. Imports of torch, HTTP and text happen inside the commands that need them. A
+StartupError is one line `error: …` on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+import tabstop
+from tabstop import config
+from tabstop.config import EngineConfig, ServerConfig
+from tabstop.errors import StartupError
+
+EXIT_CANNOT_START, EXIT_INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="tabstop",
+    help="A serving engine for code models. Every option can also be set by an environment variable TABSTOP_<OPTION>.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Command = Callable[..., Any]
+
+
+def describe(field: dataclasses.Field[Any]) -> str:
+    """A field's help with its unit and default."""
+    unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
+    has_default = field.default not in (None, (), "")
+    return str(field.metadata["help"]) + unit + (f" (default: {field.default})" if has_default else "")
+
+
+def as_parameter(field: dataclasses.Field[Any], annotation: Any) -> inspect.Parameter:
+    """The command-line parameter of a config field. None means: not given."""
+    kinds = [kind for kind in typing.get_args(annotation) if kind is not types.NoneType]
+    kind = kinds[0] if isinstance(annotation, types.UnionType) else annotation
+    names = [config.flag(field.name)]
+    if kind is bool:
+        names = [f"{names[0]}/--no-{names[0][2:]}"]
+    elif typing.get_origin(kind) is tuple:
+        kind = list[str]
+    metavar = "|".join(field.metadata["choices"]) or ("NAME,…" if kind == list[str] else None)
+    if field.name == "model":
+        declared: Any = typer.Argument(help=describe(field), show_default=False)
+    else:
+        declared = typer.Option(*names, help=describe(field), metavar=metavar, show_default=False)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, declared]
+    )
+
+
+def with_options(*classes: type[Any]) -> Callable[[Command], Command]:
+    """Gives a command the options of config classes and calls it with one config of each, in that order.
+
+    The command's own options follow as keywords. Raises ConfigError for values that a config refuses.
+    """
+
+    def decorate(command: Command) -> Command:
+        fields = {cls: [field.name for field in dataclasses.fields(cls)] for cls in classes}
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(classes) :]
+        generated = [
+            as_parameter(field, typing.get_type_hints(cls)[field.name])
+            for cls in classes
+            for field in dataclasses.fields(cls)
+        ]
+
+        def call(**given: Any) -> Any:
+            configs = [
+                config.from_environment(cls, **{name: as_config_value(given.pop(name)) for name in names})
+                for cls, names in fields.items()
+            ]
+            return command(*configs, **given)
+
+        parameters = sorted([*own, *generated], key=lambda parameter: parameter.name != "model")
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        call.__name__, call.__doc__ = command.__name__, command.__doc__
+        return call
+
+    return decorate
+
+
+def as_config_value(value: Any) -> Any:
+    """Lists (of repeated or comma-separated options) become tuples; an empty one means: not given."""
+    if not isinstance(value, list):
+        return value
+    return tuple(part.strip() for text in value for part in text.split(",") if part.strip()) or None
+
+
+@app.command()
+@with_options(EngineConfig, ServerConfig)
+def serve(engine: EngineConfig, server: ServerConfig) -> None:
+    """Serve a model over HTTP until Ctrl-C."""
+    from tabstop import supervisor
+
+    raise typer.Exit(supervisor.serve(engine, server))
+
+
+@app.command()
+@with_options(EngineConfig)
+def fit(
+    engine: EngineConfig, *, json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False
+) -> None:
+    """Say what of a model would fit on this machine, without loading it."""
+    from rich.console import Console
+
+    from tabstop.checkpoint import open_checkpoint
+    from tabstop.fit import fit as compute
+    from tabstop.startup import make_table
+
+    checkpoint = open_checkpoint(engine.model, revision=engine.revision, offline=engine.offline)
+    report = compute(checkpoint, engine)
+    if json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        Console().print(make_table(report.rows(), f"{checkpoint.name} on this machine"))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(tabstop.__version__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script. Never returns."""
+    try:
+        app(arguments)
+    except StartupError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        sys.exit(EXIT_CANNOT_START)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
