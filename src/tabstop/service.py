@@ -1,23 +1,321 @@
-"""One call → token ids → Submits → text deltas. Knows text and the engine's waist; no HTTP, no JSON, no torch."""
+"""One call → token ids → Submits → a running Answer. Knows text and the engine's waist; no HTTP, no JSON, no torch.
+
+Holds the models by name, each with its engines, and decides which of them serves a call. All methods belong to one
+event loop; texts are encoded in threads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import secrets
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from tabstop.answer import Answer, Observer
+from tabstop.call import Call, Prompt, Summary, TextPrompt, TokenPrompt
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
 from tabstop.engine.client import EngineClient
+from tabstop.errors import (
+    ContextLengthError,
+    DeadlineError,
+    InputError,
+    InternalError,
+    TabstopError,
+    UnknownModelError,
+    from_code,
+)
+from tabstop.text import ModelText, load_text
+from tabstop.text.chat import encode_chat
+from tabstop.types import CachePolicy, EngineInfo, Limits, Priority, RequestId, Sampling, Submit, pack_ids
+
+MAX_CHOICES = 1024
+"""Most samples of one call, over all of its prompts."""
+
+MAX_STOP_CHARACTERS = 8192
+"""All stop strings of a call together: their automaton has a state for each character."""
+
+SEED_BITS = 63
+"""Seeds of clients are taken modulo that many bits."""
+
+Route = Callable[[Call, Sequence[EngineClient]], EngineClient]
+
+
+def route_by_session(call: Call, engines: Sequence[EngineClient]) -> EngineClient:
+    """The same engine for the same session, where its prefixes are cached; without a session the least loaded one."""
+    if len(engines) == 1:
+        return engines[0]
+    if call.session:
+        return engines[zlib.crc32(f"{call.tenant}/{call.session}".encode()) % len(engines)]
+    return min(engines, key=lambda engine: engine.stats.num_waiting + engine.stats.num_running)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model under its first name. Its engines are equal."""
+
+    name: str
+    engines: Sequence[EngineClient]
+    text: ModelText
+    aliases: tuple[str, ...] = ()  # its other names
+    created: int = 0  # seconds since 1970
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt + completion. Raises EngineDeadError, or UnavailableError while it loads."""
+        return self.engines[0].info.max_model_len
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """What a call may ask for at most."""
+
+    max_num_samples: int = 32
+    max_stop_strings: int = 64
+
+
+class _Nobody:
+    """An observer that does not look."""
+
+    def on_text_states(self, change: int) -> None: ...
+    def on_first_token(self, model: str, seconds: float) -> None: ...
+    def on_next_tokens(self, model: str, seconds: float, num_tokens: int) -> None: ...
+    def on_end(self, summary: Summary) -> None: ...
 
 
 class Service:
-    """Models by name, each with its engines."""
+    """Models by name, and the answers that are open."""
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        *,
+        refuse_unknown: bool = False,
+        limits: ServiceLimits = ServiceLimits(),
+        route: Route = route_by_session,
+    ) -> None:
+        """The first model also answers to "" and, unless `refuse_unknown`, to names that nobody has."""
+        assert models
+        self.models = list(models)
+        self.limits = limits
+        self.observer: Observer = _Nobody()
+        self.answers: set[Answer] = set()
+        """Those not closed yet."""
+        self._refuse_unknown = refuse_unknown
+        self._route = route
+        self._by_name = {alias: model for model in self.models for alias in model.aliases}
+        self._by_name |= {model.name: model for model in self.models}
+
+    # ---- models
+
+    def resolve(self, name: str) -> ServedModel:
+        """The model that answers to a name. Raises UnknownModelError."""
+        model = self._by_name.get(name)
+        if model is not None:
+            return model
+        if name and self._refuse_unknown:
+            known = ", ".join(self._by_name)
+            raise UnknownModelError(f"no model of that name is served here; known: {known}", param="model")
+        return self.models[0]
+
+    def shown_name(self, name: str) -> str:
+        """What an answer calls its model: the name asked for if it is known."""
+        return name if name in self._by_name else self.resolve(name).name
+
+    def check_alive(self) -> None:
+        """Raises EngineDeadError when an engine is gone, UnavailableError while one loads."""
+        for model in self.models:
+            for engine in model.engines:
+                _ = engine.info
+
+    async def warm_up(self) -> None:
+        """Lets every engine generate one real token. Raises what prevents it."""
+        for model in self.models:
+            for engine in model.engines:
+                await _generate_one(model, engine)
+
+    # ---- calls
+
+    async def start(self, call: Call) -> Answer:
+        """Encodes, sends, and waits for the first news from the engine, so that errors come before an answer begins.
+
+        Raises every TabstopError that a call can end with. Cancelling it leaves nothing behind.
+        """
+        start_time = time.perf_counter()
+        self._check(call)
+        model = self.resolve(call.model)
+        engine = self._route(call, model.engines)
+        info = engine.info
+        prompts = await asyncio.to_thread(_encode, call, model.text, info)
+        limits = [_limits(call, info, len(prompt.ids), time.perf_counter() - start_time) for prompt in prompts]
+        answer = Answer(call, self.shown_name(call.model), model.text.tokenizer, self.observer, self.answers.discard)
+        answer.start_time = start_time
+        self.answers.add(answer)
+        try:
+            for prompt, limit in zip(prompts, limits, strict=True):
+                submit = _submit(call, model, engine.new_request_id(), prompt, limit)
+                answer.open(engine, submit, len(prompt.ids), prompt.echo)
+            await answer.started()
+        except TabstopError as error:
+            answer.fail(error)
+            await answer.close()
+            raise
+        except BaseException:
+            await answer.close()
+            raise
+        return answer
+
+    @property
+    def num_text_states(self) -> int:
+        """Samples whose text is being assembled; zero when idle."""
+        return sum(answer.num_text_states for answer in self.answers)
+
+    def end_all(self, error: TabstopError) -> None:
+        """Ends every open answer with an error."""
+        for answer in list(self.answers):
+            answer.fail(error)
+
+    def _check(self, call: Call) -> None:
+        """Limits that hold whatever the dialect. Raises InputError."""
+        limits = self.limits
+        if not 1 <= call.num_samples <= limits.max_num_samples:
+            raise InputError(f"n is {call.num_samples}; it must be 1 to {limits.max_num_samples}", param="n")
+        if not 1 <= len(call.prompts) * call.num_samples <= MAX_CHOICES:
+            raise InputError(f"prompts × n is not between 1 and {MAX_CHOICES}; send fewer prompts", param="prompt")
+        if len(call.stop_strings) > limits.max_stop_strings:
+            raise InputError(f"at most {limits.max_stop_strings} stop strings are allowed", param="stop")
+        if not all(call.stop_strings):
+            raise InputError("a stop string is empty; leave it out", param="stop")
+        if sum(map(len, call.stop_strings)) > MAX_STOP_CHARACTERS:
+            raise InputError(f"stop strings may have {MAX_STOP_CHARACTERS} characters together", param="stop")
+
+
+@dataclass(frozen=True, slots=True)
+class _EncodedPrompt:
+    ids: list[int]
+    echo: str  # "" unless the call wants the prompt back
+
+
+def _encode(call: Call, text: ModelText, info: EngineInfo) -> list[_EncodedPrompt]:
+    """Prompts → ids; runs in a thread. Raises InputError for what cannot be a prompt of this model."""
+    return [_encode_prompt(prompt, call.echo, text, info) for prompt in call.prompts]
+
+
+def _encode_prompt(prompt: Prompt, wants_echo: bool, text: ModelText, info: EngineInfo) -> _EncodedPrompt:
+    tokenizer, echo = text.tokenizer, ""
+    if isinstance(prompt, TextPrompt):
+        if len(prompt.text) > info.max_model_len * tokenizer.max_token_chars:  # no need to encode it to know
+            raise _too_long("over " + str(info.max_model_len), info, "prompt")
+        ids, echo = tokenizer.encode(prompt.text, bos=prompt.bos), prompt.text
+    elif isinstance(prompt, TokenPrompt):
+        ids = prompt.ids
+        if not all(0 <= token_id < info.vocab_size for token_id in ids):
+            raise InputError(f"token ids must lie between 0 and {info.vocab_size - 1}", param="prompt")
+        echo = tokenizer.decode(ids) if wants_echo else ""
+    else:
+        ids = encode_chat(text.template, tokenizer, prompt)
+    if not ids and tokenizer.bos_id is not None:
+        ids = [tokenizer.bos_id]
+    if not ids:
+        raise InputError("the prompt is empty; this model needs at least one token", param="prompt")
+    return _EncodedPrompt(ids, echo if wants_echo else "")
+
+
+def _too_long(num_tokens: str, info: EngineInfo, param: str) -> ContextLengthError:
+    return ContextLengthError(
+        f"the prompt has {num_tokens} tokens; this model's context is {info.max_model_len} tokens, prompt and "
+        "completion together: shorten the prompt",
+        param=param,
+    )
+
+
+def _limits(call: Call, info: EngineInfo, num_prompt_tokens: int, seconds_spent: float) -> Limits:
+    """When the samples of a prompt end. Raises ContextLengthError, DeadlineError, InputError."""
+    room = info.max_model_len - num_prompt_tokens
+    if room < 0 or (room == 0 and call.max_tokens != 0):
+        raise _too_long(str(num_prompt_tokens), info, "prompt")
+    if call.max_tokens is not None and call.max_tokens > room:
+        raise ContextLengthError(
+            f"the prompt has {num_prompt_tokens} tokens and max_tokens is {call.max_tokens}; together they are over "
+            f"this model's context of {info.max_model_len}: shorten the prompt, or ask for at most {room}",
+            param="max_tokens",
+        )
+    default = room if call.default_max_tokens is None else min(room, call.default_max_tokens)
+    max_tokens = default if call.max_tokens is None else call.max_tokens
+    if call.min_tokens > max_tokens:
+        raise InputError(f"min_tokens is {call.min_tokens}, but at most {max_tokens} may come", param="min_tokens")
+    deadline_ms = None if call.deadline_ms is None else call.deadline_ms - int(seconds_spent * 1000)
+    if deadline_ms is not None and deadline_ms <= 0:
+        raise DeadlineError("the deadline passed before the prompt was encoded")
+    return Limits(
+        max_tokens=max_tokens,
+        min_tokens=call.min_tokens,
+        stop_sets=() if call.ignore_eos else ("eos",),
+        stop_token_ids=call.stop_token_ids,
+        deadline_ms=deadline_ms,
+    )
+
+
+def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: _EncodedPrompt, limits: Limits) -> Submit:
+    defaults = model.text.sampling
+    # Only the last part is free text, so no two scopes can spell the same.
+    scope = "\0".join((call.tenant, model.name, call.adapter, call.cache_salt))
+    return Submit(
+        request_id=request_id,
+        prompt_ids=pack_ids(prompt.ids),
+        sampling=Sampling(
+            temperature=defaults.temperature if call.temperature is None else call.temperature,
+            top_k=defaults.top_k if call.top_k is None else call.top_k,
+            top_p=defaults.top_p if call.top_p is None else call.top_p,
+            seed=secrets.randbits(SEED_BITS) if call.seed is None else call.seed % (1 << SEED_BITS),
+        ),
+        limits=limits,
+        num_samples=call.num_samples,
+        cache=CachePolicy(scope, call.cache_read, call.cache_write, call.cache_retain),
+        priority=call.priority,
+        tenant=call.tenant,
+        session=call.session,
+        adapter=call.adapter,
+    )
+
+
+async def _generate_one(model: ServedModel, engine: EngineClient) -> None:
+    """One real token through one engine, leaving nothing in its prefix cache. Raises what prevents it."""
+    submit = Submit(
+        request_id=engine.new_request_id(),
+        prompt_ids=pack_ids([model.text.tokenizer.bos_id or 0]),
+        sampling=Sampling(temperature=0.0),
+        limits=Limits(max_tokens=1, stop_sets=()),
+        cache=CachePolicy(read=False, write=False),
+        priority=Priority.INTERACTIVE,
+    )
+    num_tokens = 0
+    async for delta in engine.submit(submit):
+        if delta.failure is not None:
+            raise from_code(delta.failure.code, delta.failure.message)
+        num_tokens += len(delta.token_ids)
+    if num_tokens != 1:
+        raise InternalError(f"the warm-up of {model.name} gave {num_tokens} tokens instead of one")
 
 
 def make_service(
-    checkpoint: Checkpoint, engines: Sequence[EngineClient], config: ServerConfig, *, tokenizer: Checkpoint | None = None
+    checkpoint: Checkpoint,
+    engines: Sequence[EngineClient],
+    config: ServerConfig,
+    *,
+    tokenizer: Checkpoint | None = None,
 ) -> Service:
     """A service with one model: its tokenizer, template and defaults come from the checkpoint.
 
-    `tokenizer`: where to take them from instead (--tokenizer). Raises StartupError subclasses.
+    `tokenizer`: where to take tokenizer and template from instead (--tokenizer). Raises StartupError subclasses.
     """
-    raise NotImplementedError
+    names = config.served_model_name or (checkpoint.name,)
+    text = load_text(checkpoint, tokenizer)
+    model = ServedModel(names[0], engines, text, aliases=names[1:], created=int(time.time()))
+    return Service(
+        [model],
+        refuse_unknown=config.unknown_model == "refuse",
+        limits=ServiceLimits(config.max_num_samples, config.max_stop_strings),
+    )

@@ -18,14 +18,87 @@ the call: its supervisor decides. Nothing is printed; logs go to the loggers `ta
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import socket
+from collections.abc import Iterator
 
+import uvicorn
+
+from tabstop.api.app import build_app
+from tabstop.api.state import ServerState
 from tabstop.config import ServerConfig
+from tabstop.errors import TabstopError, UnavailableError
 from tabstop.service import Service
+
+log = logging.getLogger(__name__)
+
+RETRY_WARM_UP = 0.2
+"""Seconds between two tries while the engine is not there."""
+
+CLOSE_TIMEOUT = 1
+"""Seconds that connections have to take their last bytes."""
 
 
 async def run_front_end(
     service: Service, config: ServerConfig, listening_socket: socket.socket, stop: asyncio.Event
 ) -> None:
     """Serves until `stop` is set and open requests have drained (see the module's docstring)."""
-    raise NotImplementedError
+    state = ServerState(is_ready=False)
+    server = _Server(
+        uvicorn.Config(
+            build_app(service, config, state),
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=CLOSE_TIMEOUT,
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listening_socket]))
+    helpers = [asyncio.create_task(_warm_up(service, state)), asyncio.create_task(stop.wait())]
+    try:
+        await asyncio.wait((serving, helpers[1]), return_when=asyncio.FIRST_COMPLETED)
+        state.is_draining = True
+        await _drain(service, server, config.drain_timeout)
+    finally:
+        for helper in helpers:
+            helper.cancel()
+        service.end_all(UnavailableError("the server is shutting down; send the request to another one", retry_after=5))
+        server.should_exit = True
+        await serving
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its signal handlers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _warm_up(service: Service, state: ServerState) -> None:
+    """Tries until every engine has generated a token; the reason why not is what /readyz says."""
+    while not state.is_ready:
+        try:
+            await service.warm_up()
+            state.is_ready = True
+        except TabstopError as error:
+            state.reason = f"starting: {error.message}"
+        except Exception:
+            log.exception("the warm-up failed")
+            state.reason = "the warm-up failed; see the server's log"
+        if not state.is_ready:
+            await asyncio.sleep(RETRY_WARM_UP)
+
+
+async def _drain(service: Service, server: uvicorn.Server, seconds: float) -> None:
+    """Waits until no request is open, at most that long."""
+    if service.answers:
+        log.info("waiting up to %g s for %d open requests", seconds, len(service.answers))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while service.answers or server.server_state.tasks:
+                await asyncio.sleep(0.02)

@@ -1,1 +1,37 @@
+"""Strings ↔ ids: tokenizer, detokenizer with stop strings, chat template, and what a checkpoint says of generating.
 
+The folder's contract is ModelText: everything textual of one model, loaded once a process. It imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tabstop.checkpoint import Checkpoint
+    from tabstop.text.chat import ChatTemplate
+    from tabstop.text.tokenizer import Tokenizer
+    from tabstop.types import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class ModelText:
+    """Shared by all requests of one model; immutable."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None  # None: the model cannot chat
+    sampling: Sampling  # where a client gives no value
+
+
+def load_text(checkpoint: Checkpoint, tokenizer: Checkpoint | None = None) -> ModelText:
+    """The text side of a checkpoint; tokenizer and template from another checkpoint if one is given (--tokenizer).
+
+    Raises StartupError subclasses.
+    """
+    from tabstop.text.chat import load_chat_template
+    from tabstop.text.defaults import sampling_defaults
+    from tabstop.text.tokenizer import load_tokenizer
+
+    source = tokenizer or checkpoint
+    return ModelText(load_tokenizer(source), load_chat_template(source.tokenizer_config), sampling_defaults(checkpoint))

@@ -1,0 +1,264 @@
+"""One running answer: engine deltas → text deltas, stop strings, usage, and the end in whatever way it comes.
+
+Made by the service (service.py) for one call; read by a dialect. All calls come from one event loop. A sample's text
+state lives from `open` to its end or to `close`, whichever is first; Observer.on_text_states counts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tabstop.call import Call, Summary, TextDelta, Usage
+from tabstop.engine.client import EngineClient
+from tabstop.errors import DeadlineError, InternalError, TabstopError, UnavailableError, from_code
+from tabstop.text.detokenizer import Detokenizer, StopStrings
+from tabstop.text.tokenizer import Tokenizer
+from tabstop.types import Delta, FinishReason, Submit
+
+log = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """Who counts and measures (api/metrics.py). Called on the event loop: must be quick and must not raise."""
+
+    def on_text_states(self, change: int) -> None: ...
+
+    def on_first_token(self, model: str, seconds: float) -> None: ...
+
+    def on_next_tokens(self, model: str, seconds: float, num_tokens: int) -> None:
+        """A sample's next tokens came `seconds` after its last ones."""
+        ...
+
+    def on_end(self, summary: Summary) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One prompt of the call."""
+
+    engine: EngineClient
+    submit: Submit
+    first_index: int  # the choice of its sample 0
+    num_open: int  # samples not ended
+    num_cached_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Sample:
+    """Text state of one choice."""
+
+    request: _Request
+    detokenizer: Detokenizer
+    echo: str  # goes before its first text
+    last_time: float | None = None  # of its last tokens
+
+    def read(self, delta: Delta, index: int) -> TextDelta:
+        """The text of an engine delta, cut at the first stop string."""
+        text_ids = delta.token_ids if delta.stop_token_id is None else delta.token_ids[:-1]
+        num_before = self.detokenizer.num_tokens
+        text, self.echo = self.echo + self.detokenizer.feed(text_ids), ""
+        if delta.finish is not None:
+            text += self.detokenizer.finish()
+        stop_string = self.detokenizer.stop_string
+        if stop_string is None:
+            named = self.request.submit.limits.stop_token_ids  # an end token of the model is no reason worth naming
+            reason = delta.stop_token_id if delta.stop_token_id in named else None
+            return TextDelta(index, text, delta.token_ids, delta.finish, reason)
+        kept = text_ids[: self.detokenizer.num_tokens - num_before]
+        return TextDelta(index, text, kept, FinishReason.STOP, stop_string)
+
+
+class Answer:
+    """Iterate with `next_deltas` until it returns nothing; then, or at any time before, `await close()`."""
+
+    def __init__(
+        self, call: Call, model: str, tokenizer: Tokenizer, observer: Observer, on_close: Callable[[Answer], None]
+    ) -> None:
+        """`model`: the name to show. `on_close` is called once."""
+        self.call = call
+        self.usage = Usage()
+        self.submits: list[Submit] = []  # one for each prompt
+        self.summary = Summary(model, call.request_id, self.usage)
+        self._tokenizer = tokenizer
+        self._observer = observer
+        self._on_close = on_close
+        self._stop_strings = StopStrings(call.stop_strings) if call.stop_strings else None
+        self._samples: dict[int, _Sample] = {}  # by choice, those not ended
+        self._tasks: list[asyncio.Task[None]] = []  # one for each request
+        self._waiting: dict[int, TextDelta] = {}  # by choice, in the order in which they began to wait
+        self._error: TabstopError | None = None
+        self._changed = asyncio.Event()
+        self.start_time = time.perf_counter()
+        """From when times are measured; the service sets it back to the call's arrival."""
+        self._closed = False
+
+    @property
+    def num_text_states(self) -> int:
+        """Samples whose text is still being assembled."""
+        return len(self._samples)
+
+    # ---- the service's side
+
+    def open(self, engine: EngineClient, submit: Submit, num_prompt_tokens: int, echo: str) -> None:
+        """Sends one prompt's request and reads its deltas from now on; `echo` goes before the text of its samples.
+
+        Raises EngineDeadError.
+        """
+        request = _Request(engine, submit, len(self._tasks) * submit.num_samples, submit.num_samples)
+        stream = engine.submit(submit)
+        self.submits.append(submit)
+        self.usage.num_prompt_tokens += num_prompt_tokens
+        for index in range(request.first_index, request.first_index + submit.num_samples):
+            detokenizer = Detokenizer(
+                self._tokenizer,
+                self._stop_strings,
+                min_tokens=self.call.min_tokens,
+                keep_stop_string=self.call.keep_stop_string,
+            )
+            self._samples[index] = _Sample(request, detokenizer, echo)
+        self._observer.on_text_states(submit.num_samples)
+        self._tasks.append(asyncio.create_task(self._read(stream, request)))
+
+    async def started(self) -> None:
+        """Waits for the first news from the engine. Raises the TabstopError that prevents an answer."""
+        await self._changed.wait()
+        if self._error is not None:
+            raise self._error
+
+    # ---- the dialect's side
+
+    async def next_deltas(self) -> list[TextDelta]:
+        """All text that waits, at least one delta, merged by choice; nothing when the answer is complete or closed.
+
+        Raises the TabstopError that ended it, after the text before it.
+        """
+        while not self._waiting:
+            if self._error is not None:
+                raise self._error
+            if not self._samples:
+                return []
+            self._changed.clear()
+            await self._changed.wait()
+        deltas = list(self._waiting.values())
+        self._waiting.clear()
+        return deltas
+
+    def fail(self, error: TabstopError) -> None:
+        """Ends the answer with an error: open samples are aborted and their text state dropped at once.
+
+        Too late for an answer whose samples have all ended.
+        """
+        if self._error is None and (self._samples or not self._tasks):
+            self._error = error
+            self._drop()
+
+    async def close(self) -> None:
+        """Leaves the answer: what has not ended is aborted and dropped at once. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._error is not None:
+            self.summary.outcome = self._error.code
+        elif not self._samples:
+            self.summary.outcome = "ok"
+        self._drop()
+        self._waiting.clear()
+        self.summary.seconds = time.perf_counter() - self.start_time
+        self._observer.on_end(self.summary)
+        self._on_close(self)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- inside
+
+    async def _read(self, stream: AsyncIterator[Delta], request: _Request) -> None:
+        """Takes the deltas of one request until its last sample has ended."""
+        try:
+            async for delta in stream:
+                self._take(delta, request)
+                if not request.num_open:
+                    break
+        except TabstopError as error:
+            self.fail(error)
+        except Exception:
+            log.exception("reading an answer failed")
+            self.fail(InternalError("the answer could not be read; see the server's log"))
+        finally:
+            if request.num_open:
+                self.fail(InternalError("the engine ended a request without saying so"))
+            aclose = getattr(stream, "aclose", None)
+            if aclose is not None:
+                await aclose()
+
+    def _take(self, delta: Delta, request: _Request) -> None:
+        index = request.first_index + delta.sample
+        sample = self._samples.get(index)
+        if sample is None:  # ended by a stop string, of which the engine had not heard yet
+            return
+        if delta.failure is not None:
+            return self.fail(from_code(delta.failure.code, delta.failure.message))
+        if delta.finish in (FinishReason.ABORT, FinishReason.ERROR):
+            return self.fail(UnavailableError("the engine ended the request; try again", retry_after=1))
+        self.usage.num_cached_tokens += delta.num_cached_tokens - request.num_cached_tokens
+        request.num_cached_tokens = delta.num_cached_tokens
+        text = sample.read(delta, index)
+        if text.token_ids:
+            self._measure(sample, len(text.token_ids))
+        elif text.finish is FinishReason.DEADLINE and not self.usage.num_completion_tokens:
+            return self.fail(DeadlineError("the deadline passed before the first token"))
+        if text.finish is not None:
+            self._end_sample(index, text.finish, is_known=delta.finish is not None)
+        if text.text or text.token_ids or text.finish is not None:
+            self._push(text)
+        return None
+
+    def _end_sample(self, index: int, finish: FinishReason, *, is_known: bool) -> None:
+        """Drops the text state; tells the engine when it does not know that the sample ended."""
+        request = self._samples.pop(index).request
+        request.num_open -= 1
+        self.summary.finishes.append(finish)
+        self._observer.on_text_states(-1)
+        if not is_known:
+            sample = index - request.first_index
+            self._abort(request, (sample,), FinishReason.STOP)
+
+    def _measure(self, sample: _Sample, num_tokens: int) -> None:
+        now = time.perf_counter()
+        self.usage.num_completion_tokens += num_tokens
+        if self.summary.first_token_seconds is None:
+            self.summary.first_token_seconds = now - self.start_time
+            self._observer.on_first_token(self.summary.model, now - self.start_time)
+        elif sample.last_time is not None:
+            self._observer.on_next_tokens(self.summary.model, now - sample.last_time, num_tokens)
+        sample.last_time = now
+
+    def _push(self, delta: TextDelta) -> None:
+        waiting = self._waiting.get(delta.index)
+        if waiting is None:
+            self._waiting[delta.index] = delta
+        else:
+            waiting.append(delta)
+        self._changed.set()
+
+    def _drop(self) -> None:
+        """Ends what has not ended: the engine's side by aborts, ours by forgetting."""
+        requests = {sample.request for sample in self._samples.values()}
+        if self._samples:
+            self._observer.on_text_states(-len(self._samples))
+        self._samples.clear()
+        for request in requests:
+            request.num_open = 0
+            self._abort(request, None, FinishReason.ABORT)
+        self._changed.set()
+
+    def _abort(self, request: _Request, samples: tuple[int, ...] | None, reason: FinishReason) -> None:
+        try:
+            request.engine.abort(request.submit.request_id, samples, reason)
+        except TabstopError as error:  # the engine is gone, and the request with it
+            log.debug("abort: %s", error)

@@ -1,0 +1,48 @@
+"""Errors → HTTP, in OpenAI's form: {"error": {"message", "type", "param", "code"}}.
+
+Messages come from errors.py and are safe to show; what is not a TabstopError shows as a bare 500 and goes to the log.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from tabstop.errors import InputError, PayloadTooLargeError, TabstopError
+
+RETRY_LATER = (429, 503)
+
+
+def error_object(error: TabstopError) -> dict[str, str | None]:
+    """OpenAI's error object."""
+    return {"message": error.message, "type": error.openai_type, "param": error.param, "code": error.code}
+
+
+def error_body(error: TabstopError) -> bytes:
+    return msgspec.json.encode({"error": error_object(error)})
+
+
+def error_response(error: TabstopError) -> Response:
+    """The response of a request that failed before anything was sent."""
+    headers = {}
+    if error.status in RETRY_LATER:
+        headers["retry-after"] = str(error.retry_after or 1)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, PayloadTooLargeError):
+        headers["connection"] = "close"  # the rest of the body is not read
+    return Response(error_body(error), error.status, headers, "application/json")
+
+
+def routing_response(error: HTTPException) -> Response:
+    """The response of the router's own refusals: unknown path, wrong method."""
+    messages = {
+        404: ("not_found", "there is nothing at this path; see /openapi.json for what there is"),
+        405: ("method_not_allowed", "this path does not take this method; see the Allow header"),
+    }
+    code, message = messages.get(error.status_code, ("invalid_request", HTTPStatus(error.status_code).phrase))
+    body = {"error": {"message": message, "type": InputError.openai_type, "param": None, "code": code}}
+    return Response(msgspec.json.encode(body), error.status_code, error.headers, "application/json")

@@ -1,0 +1,116 @@
+"""/metrics: what this front end measured, and what the engines report of themselves.
+
+Front ends are several processes behind one port. With PROMETHEUS_MULTIPROC_DIR set before this process started,
+prometheus_client keeps every process's numbers in files there, and a scrape of any front end sums them; without it a
+scrape shows this process. Engine numbers come from EngineClient.stats, which is the whole engine's in every front end.
+Labels are few and bounded: model, path, status, outcome; never a user, a session or a prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.types import Scope
+
+from tabstop.api.engine_metrics import EngineCollector
+from tabstop.call import Summary
+from tabstop.service import Service
+
+log = logging.getLogger(__name__)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+MILLISECONDS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300, 500, 750)
+SECONDS = (1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120, 300, 600)
+BUCKETS = (*(ms / 1000 for ms in MILLISECONDS), *SECONDS)
+TOKEN_BUCKETS = (0.0005, 0.001, 0.0015, *(ms / 1000 for ms in MILLISECONDS[1:]), 1, 2, 5, 10)
+
+
+class Metrics:
+    """An Observer (answer.py) that fills Prometheus metrics and writes one log line for each request."""
+
+    def __init__(self, service: Service) -> None:
+        self._registry = CollectorRegistry()
+        self._engines = EngineCollector(service.models)
+        shared: dict[str, Any] = {"registry": self._registry, "namespace": "tabstop"}
+        times = (
+            ("time_to_first_token_seconds", "Request to first token", BUCKETS),
+            ("inter_token_latency_seconds", "Between two tokens of a sample", TOKEN_BUCKETS),
+            ("e2e_request_latency_seconds", "Request to the end of the answer", BUCKETS),
+        )
+        self._first, self._next, self._whole = (
+            Histogram(name, text, ["model"], buckets=buckets, **shared) for name, text, buckets in times
+        )
+        self._requests = Counter("requests", "Answers that ended, by outcome", ["model", "outcome"], **shared)
+        self._finishes = Counter("samples_finished", "Samples that ended, by reason", ["model", "reason"], **shared)
+        tokens = (
+            ("answer_prompt_tokens", "Prompt tokens of ended answers"),
+            ("answer_cached_tokens", "Prompt tokens of ended answers found in the prefix cache"),
+            ("answer_completion_tokens", "Tokens kept in ended answers"),
+        )
+        self._tokens = [Counter(name, text, ["model"], **shared) for name, text in tokens]
+        self._http = Counter("http_responses", "Responses, by route and status", ["route", "status"], **shared)
+        self._states = Gauge(
+            "text_states", "Samples whose text is being assembled", multiprocess_mode="livesum", **shared
+        )
+
+    # ---- Observer
+
+    def on_text_states(self, change: int) -> None:
+        self._states.inc(change)
+
+    def on_first_token(self, model: str, seconds: float) -> None:
+        self._first.labels(model).observe(seconds)
+
+    def on_next_tokens(self, model: str, seconds: float, num_tokens: int) -> None:
+        self._next.labels(model).observe(seconds / num_tokens)
+
+    def on_end(self, summary: Summary) -> None:
+        model, usage = summary.model, summary.usage
+        self._requests.labels(model, summary.outcome).inc()
+        for reason in summary.finishes:
+            self._finishes.labels(model, reason.value).inc()
+        counts = (usage.num_prompt_tokens, usage.num_cached_tokens, usage.num_completion_tokens)
+        for counter, count in zip(self._tokens, counts, strict=True):
+            counter.labels(model).inc(count)
+        if summary.outcome == "ok":
+            self._whole.labels(model).observe(summary.seconds)
+        _log_line(summary)
+
+    # ---- HTTP
+
+    def on_response(self, scope: Scope, status: int) -> None:
+        """Counts by the route's pattern, so that no client can invent labels."""
+        self._http.labels(getattr(scope.get("route"), "path", "none"), str(status)).inc()
+
+    def page(self) -> bytes:
+        """The text of /metrics. Reads files when front ends are several: call it in a thread."""
+        try:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        except ValueError:  # one process: no folder was set
+            registry = self._registry
+        engines = CollectorRegistry()
+        engines.register(self._engines)
+        return bytes(generate_latest(registry) + generate_latest(engines))
+
+
+def _log_line(summary: Summary) -> None:
+    usage = summary.usage
+    first = summary.first_token_seconds
+    fields = {
+        "request_id": summary.request_id,
+        "model": summary.model,
+        "outcome": summary.outcome,
+        "finish": ",".join(sorted({reason.value for reason in summary.finishes})),
+        "prompt_tokens": usage.num_prompt_tokens,
+        "cached_tokens": usage.num_cached_tokens,
+        "completion_tokens": usage.num_completion_tokens,
+        "first_token_ms": None if first is None else round(first * 1000, 1),
+        "total_ms": round(summary.seconds * 1000, 1),
+    }
+    line = " ".join(f"{name}={value}" for name, value in fields.items() if value not in (None, ""))
+    log.info("answered %s", line, extra={"fields": fields})

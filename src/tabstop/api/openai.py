@@ -1,0 +1,307 @@
+"""OpenAI's dialect: /v1/completions and /v1/chat/completions. Body → Call and text delta → chunk, both pure.
+
+Where OpenAI's own rules are narrower than its clients' habits the wider form is taken: 64 stop strings, top_k,
+stop_token_ids, min_tokens, ignore_eos (vLLM's names), an assistant message at the end that the answer continues.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from tabstop.api.errors import error_object
+from tabstop.api.schema import ChatBody, CompletionBody, Generation, MessageBody, Refused
+from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
+from tabstop.errors import InputError, NotSupportedError, TabstopError
+from tabstop.text.chat import ROLES, Conversation
+from tabstop.types import FinishReason, Priority
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""max_tokens of /v1/completions when it is not given, as OpenAI documents it; chats may fill the context."""
+
+MAX_PROMPTS = 1024
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "typical_p": (1,),
+    "min_p": (0,),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "top_logprobs": (0,),
+}
+"""Parameters that are not supported → values that ask for nothing, beside null and empty ones (schema.Refused)."""
+
+REASONS = {
+    "suffix": "fill-in-the-middle through `suffix` is not supported yet; put the model's own markers into `prompt`",
+    "chat_template": "templates come from the checkpoint, never from a request",
+}
+
+FINISH_REASONS = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.DEADLINE: "length",
+    FinishReason.SUPERSEDED: "stop",
+}
+"""ABORT and ERROR never get here: they end the answer with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, and what its headers say."""
+
+    request_id: str = ""
+    tenant: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+# ---- body → Call
+
+
+def completion_call(body: CompletionBody, caller: Caller) -> Call:
+    """Raises InputError or NotSupportedError, naming the parameter."""
+    _refuse_unsupported(body, ("suffix",))
+    bos = body.add_special_tokens is not False
+    return Call(
+        prompts=tuple(_prompts(body.prompt, bos)),
+        max_tokens=body.max_tokens,
+        default_max_tokens=DEFAULT_COMPLETION_TOKENS,
+        echo=bool(body.echo),
+        **_shared(body, caller),
+    )
+
+
+def chat_call(body: ChatBody, caller: Caller) -> Call:
+    """Raises InputError or NotSupportedError, naming the parameter."""
+    _refuse_unsupported(body, ("chat_template", "chat_template_kwargs", "documents", "modalities", "audio", "echo"))
+    if body.tool_choice != "none":
+        _refuse_unsupported(body, ("tools", "tool_choice"))
+    if body.function_call != "none":
+        _refuse_unsupported(body, ("functions", "function_call"))
+    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    return Call(prompts=(conversation(body),), max_tokens=max_tokens, **_shared(body, caller))
+
+
+def conversation(body: Any) -> Conversation:
+    """Messages of a ChatBody or TokenizeBody. A last message of the assistant is the beginning of the answer."""
+    messages = [_message(message, index) for index, message in enumerate(body.messages)]
+    last = body.messages[-1]
+    asked = getattr(body, "continue_final_message", None)
+    if asked is None:
+        asked = last.role == "assistant" or last.prefix is True
+    if asked and last.role != "assistant":
+        raise InputError("only a last message of the assistant can be continued", param="messages")
+    return Conversation(messages, body.add_generation_prompt is not False, asked)
+
+
+def _message(message: MessageBody, index: int) -> dict[str, Any]:
+    if message.role not in ROLES:
+        raise InputError(f"messages[{index}].role must be one of {', '.join(ROLES)}", param="messages")
+    content = message.content
+    if isinstance(content, list):
+        for part in content:
+            if part.type not in ("text", "input_text", "output_text"):
+                raise NotSupportedError(f"messages[{index}] has a part that is not text", param="messages")
+        content = "".join(part.text or "" for part in content)
+    extra = {"name": message.name, "tool_call_id": message.tool_call_id, "tool_calls": message.tool_calls}
+    return {"role": message.role, "content": content or ""} | {key: value for key, value in extra.items() if value}
+
+
+def _prompts(prompt: str | list[Any], bos: bool) -> list[Prompt]:
+    """A text, some texts, ids, or some lists of ids."""
+    if isinstance(prompt, str):
+        return [TextPrompt(prompt, bos)]
+    if not prompt:
+        raise InputError("prompt is an empty list", param="prompt")
+    kinds = {type(item) for item in prompt}
+    if kinds == {int}:
+        return [TokenPrompt(prompt)]
+    if len(prompt) > MAX_PROMPTS:
+        raise InputError(f"at most {MAX_PROMPTS} prompts are allowed", param="prompt")
+    if kinds == {str}:
+        return [TextPrompt(text, bos) for text in prompt]
+    if kinds == {list}:
+        return [TokenPrompt(ids) for ids in prompt]
+    raise InputError("prompt mixes kinds; give a text, texts, token ids, or lists of token ids", param="prompt")
+
+
+def _shared(body: Generation, caller: Caller) -> dict[str, Any]:
+    """What both kinds of call take alike. Raises InputError or NotSupportedError."""
+    num_samples = body.n or 1
+    _refuse_unsupported(body, Refused.__struct_fields__)
+    if body.logprobs is not None and body.logprobs is not False:
+        raise _not_supported("logprobs")
+    if body.best_of not in (None, num_samples):
+        raise NotSupportedError("best_of must equal n; ranking samples is not supported", param="best_of")
+    cache, top_p = body.cache, body.top_p
+    return {
+        "model": body.model or "",
+        "request_id": caller.request_id,
+        "tenant": caller.tenant,
+        "temperature": 0.0 if top_p == 0 else body.temperature,  # no token but the most likely one
+        "top_k": None if body.top_k is None else max(0, body.top_k),
+        "top_p": top_p or None,
+        "seed": body.seed,
+        "num_samples": num_samples,
+        "min_tokens": body.min_tokens or 0,
+        "stop_strings": (body.stop,) if isinstance(body.stop, str) else tuple(dict.fromkeys(body.stop or ())),
+        "stop_token_ids": tuple(body.stop_token_ids or ()),
+        "ignore_eos": bool(body.ignore_eos),
+        "keep_stop_string": bool(body.include_stop_str_in_output),
+        "priority": _priority(body.priority or caller.headers.get("x-priority")),
+        "deadline_ms": _deadline_ms(body, caller),
+        "session": _first(body.session, body.prompt_cache_key, body.user, caller.headers.get("x-session-id")),
+        "cache_salt": body.cache_salt or "",
+        "cache_read": body.cache_prompt is not False and (cache is None or cache.read),
+        "cache_write": cache is None or cache.write,
+        "cache_retain": cache is None or cache.retain,
+    }
+
+
+def _first(*values: str | None) -> str:
+    return next((value for value in values if value), "")
+
+
+def _priority(name: str | None) -> Priority:
+    if not name:
+        return Priority.NORMAL
+    try:
+        return Priority[name.upper()]
+    except KeyError:
+        raise InputError("priority must be interactive, normal or background", param="priority") from None
+
+
+def _deadline_ms(body: Generation, caller: Caller) -> int | None:
+    if body.deadline_ms is not None:
+        return body.deadline_ms
+    if body.timeout is not None:
+        return max(1, int(body.timeout * 1000))
+    header = caller.headers.get("x-deadline-ms")
+    if header is None:
+        return None
+    if not (header.isascii() and header.isdigit() and len(header) < 10 and int(header)):
+        raise InputError("the header x-deadline-ms must be a whole number of milliseconds", param="deadline_ms")
+    return int(header)
+
+
+def _refuse_unsupported(body: Generation, names: Sequence[str]) -> None:
+    for name in names:
+        value = getattr(body, name)
+        if value is not None and value not in ("", [], {}) and value not in NEUTRAL.get(name, ()):
+            raise _not_supported(name)
+
+
+def _not_supported(name: str) -> NotSupportedError:
+    neutral = " or ".join(msgspec.json.encode(value).decode() for value in NEUTRAL.get(name, ()))
+    default = f"leave it out{' or set it to ' + neutral if neutral else ''}"
+    return NotSupportedError(f"`{name}`: " + REASONS.get(name, f"not supported by this server; {default}"), param=name)
+
+
+# ---- deltas → JSON
+
+
+class OpenAIFormat:
+    """What chunks and whole answers of both paths share."""
+
+    media_type = "text/event-stream"
+    id_prefix = ""
+    chunk_object = ""
+    whole_object = ""
+
+    def __init__(self, model: str, num_choices: int, include_usage: bool) -> None:
+        self._num_choices = num_choices
+        self._include_usage = include_usage
+        self._base = {"id": self.id_prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
+
+    def opening(self) -> bytes:
+        return b""
+
+    def closing(self, usage: Usage) -> bytes:
+        counts = self._event([], usage=usage_object(usage)) if self._include_usage else b""
+        return counts + b"data: [DONE]\n\n"
+
+    def failure(self, error: TabstopError) -> bytes:
+        return _event({"error": error_object(error)}) + b"data: [DONE]\n\n"
+
+    def _event(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
+        return _event({**self._base, "object": self.chunk_object, "choices": choices, **extra})
+
+    def _whole(self, choices: list[dict[str, Any]], usage: Usage) -> bytes:
+        answer = {**self._base, "object": self.whole_object, "choices": choices, "usage": usage_object(usage)}
+        return msgspec.json.encode(answer)
+
+
+class CompletionFormat(OpenAIFormat):
+    """/v1/completions."""
+
+    id_prefix = "cmpl-"
+    chunk_object = whole_object = "text_completion"
+
+    def delta(self, delta: TextDelta) -> bytes:
+        return self._event([_completion_choice(delta)])
+
+    def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
+        return self._whole([_completion_choice(choice) for choice in choices], usage)
+
+
+class ChatFormat(OpenAIFormat):
+    """/v1/chat/completions."""
+
+    id_prefix = "chatcmpl-"
+    chunk_object = "chat.completion.chunk"
+    whole_object = "chat.completion"
+
+    def opening(self) -> bytes:
+        role = {"role": "assistant", "content": ""}
+        return b"".join(self._event([_chat_choice(index, "delta", role)]) for index in range(self._num_choices))
+
+    def delta(self, delta: TextDelta) -> bytes:
+        content = self._event([_chat_choice(delta.index, "delta", {"content": delta.text})]) if delta.text else b""
+        return content + (self._event([_chat_choice(delta.index, "delta", {}, delta)]) if delta.finish else b"")
+
+    def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
+        messages = [{"role": "assistant", "content": choice.text} for choice in choices]
+        merged = zip(choices, messages, strict=True)
+        return self._whole(
+            [_chat_choice(choice.index, "message", message, choice) for choice, message in merged], usage
+        )
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """OpenAI's usage, always with the cached tokens."""
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_completion_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+    }
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(content) + b"\n\n"
+
+
+def _finish(delta: TextDelta | None) -> dict[str, Any]:
+    if delta is None or delta.finish is None:
+        return {"finish_reason": None}
+    finish = {"finish_reason": FINISH_REASONS[delta.finish]}
+    return finish | ({} if delta.stop_reason is None else {"stop_reason": delta.stop_reason})
+
+
+def _completion_choice(delta: TextDelta) -> dict[str, Any]:
+    return {"index": delta.index, "text": delta.text, "logprobs": None, **_finish(delta)}
+
+
+def _chat_choice(index: int, key: str, content: dict[str, str], delta: TextDelta | None = None) -> dict[str, Any]:
+    return {"index": index, key: content, "logprobs": None, **_finish(delta)}

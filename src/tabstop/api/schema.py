@@ -1,0 +1,182 @@
+"""The bodies that clients send, as msgspec structs: every integer bounded, unknown keys tolerated.
+
+Knows forms, not meanings: openai.py and tokens.py turn bodies into calls. Parameters of OpenAI and its relatives that
+this server does not have are declared too, so that using one is refused by name instead of silently ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from tabstop.errors import InputError
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Name = Annotated[str, Meta(max_length=1024)]
+
+
+class StreamOptions(msgspec.Struct):
+    """include_usage: one more event with the token counts."""
+
+    include_usage: bool | None = None
+
+
+class CacheOptions(msgspec.Struct):
+    """What the prefix cache may do for this request."""
+
+    read: bool = True
+    write: bool = True
+    retain: bool = True
+
+
+class Refused(msgspec.Struct, kw_only=True):
+    """Parameters that change an answer and that this server does not have: refused unless they ask for nothing."""
+
+    top_logprobs: Any = None
+    prompt_logprobs: Any = None
+    logit_bias: Any = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    repetition_penalty: Any = None
+    length_penalty: Any = None
+    min_p: Any = None
+    typical_p: Any = None
+    use_beam_search: Any = None
+    skip_special_tokens: Any = None
+    truncate_prompt_tokens: Any = None
+    allowed_token_ids: Any = None
+    bad_words: Any = None
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    grammar: Any = None
+    json_schema: Any = None
+    regex: Any = None
+    prompt_embeds: Any = None
+
+
+class Generation(Refused, kw_only=True):
+    """What completions and chats share. null always means: not given."""
+
+    model: Name | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Seed | None = None
+    n: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    max_tokens: Count | None = None
+    min_tokens: Count | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=1024)] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    user: Name | None = None
+    # ours: scheduling and caching
+    priority: str | None = None  # interactive, normal or background
+    deadline_ms: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    timeout: Annotated[float, Meta(gt=0, le=2_000_000)] | None = None  # seconds; another spelling of deadline_ms
+    session: Name | None = None
+    prompt_cache_key: Name | None = None
+    cache: CacheOptions | None = None
+    cache_prompt: bool | None = None
+    cache_salt: Name | None = None
+    best_of: Any = None  # as n, or refused
+    logprobs: Any = None  # false, or refused
+
+
+class CompletionBody(Generation, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str | TokenId | list[TokenId]] = ""
+    suffix: str | None = None
+    echo: bool | None = None
+    add_special_tokens: bool | None = None
+
+
+class ContentPart(msgspec.Struct, kw_only=True):
+    """A piece of a message; only type text is supported."""
+
+    type: str = "text"
+    text: str | None = None
+
+
+class MessageBody(msgspec.Struct, kw_only=True):
+    """One message of a chat."""
+
+    role: str
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    prefix: bool | None = None  # on the last message: the answer continues it
+    tool_call_id: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatBody(Generation, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[MessageBody], Meta(min_length=1, max_length=16384)]
+    max_completion_tokens: Count | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    # refused as those above
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: Any = None
+    documents: Any = None
+    modalities: Any = None
+    audio: Any = None
+    echo: Any = None
+
+
+class TokenizeBody(msgspec.Struct, kw_only=True):
+    """POST /tokenize: a `prompt` or `messages`, or llama.cpp's `content` with its own defaults."""
+
+    model: Name | None = None
+    prompt: str | None = None
+    add_special_tokens: bool = True
+    messages: list[MessageBody] | None = None
+    add_generation_prompt: bool = True
+    content: str | None = None
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeBody(msgspec.Struct, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: list[TokenId]
+    model: Name | None = None
+
+
+BODIES = (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
+
+
+def decode_body(body: bytes, kind: type[Body]) -> Body:
+    """The struct of a JSON body. Raises InputError naming the parameter."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        param = path.strip("`.").partition("[")[0].partition(".")[0] or None
+        place = f"{path.strip('`.')}: " if path else ""
+        raise InputError(f"{place}{message[:1].lower()}{message[1:]}", param=param) from None
+    except msgspec.DecodeError as error:
+        raise InputError(f"the body is not valid JSON: {error}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it is nested too deeply"
+        raise InputError(f"the body is not valid JSON: {reason}") from None

@@ -1,0 +1,81 @@
+"""/tokenize and /detokenize, in vLLM's and llama.cpp's forms at once: pure functions over a tokenizer.
+
+Both answers carry offsets: for each token the half-open range of characters that it covers in the text.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+from tabstop.api.openai import conversation
+from tabstop.api.schema import DetokenizeBody, TokenizeBody
+from tabstop.errors import ContextLengthError, InputError
+from tabstop.text import ModelText
+from tabstop.text.chat import encode_chat
+from tabstop.text.detokenizer import Detokenizer
+from tabstop.text.tokenizer import Encoding, Tokenizer
+
+MAX_CHARACTERS = 4 << 20
+
+
+def tokenize(body: TokenizeBody, text: ModelText, max_model_len: int) -> dict[str, Any]:
+    """{count, max_model_len, tokens, offsets}; `with_pieces` makes tokens llama.cpp's {id, piece} objects.
+
+    Raises InputError. Slow for long texts: call it in a thread.
+    """
+    encoding = _encode(body, text)
+    tokens: list[Any] = encoding.ids
+    if body.with_pieces:
+        control = {token_id: name for name, token_id in text.tokenizer.control_tokens.items()}
+        tokens = [
+            {"id": token_id, "piece": control.get(token_id) or _piece(text.tokenizer, token_id)}
+            for token_id in encoding.ids
+        ]
+    return {
+        "count": len(tokens),
+        "max_model_len": max_model_len,
+        "tokens": tokens,
+        "offsets": encoding.offsets,
+    }
+
+
+def _encode(body: TokenizeBody, text: ModelText) -> Encoding:
+    tokenizer = text.tokenizer
+    if body.messages:
+        ids = encode_chat(text.template, tokenizer, conversation(body))
+        return Encoding(ids, detokenize_offsets(tokenizer, ids)[1])
+    source = body.content if body.content is not None else body.prompt
+    if source is None:
+        raise InputError("give `prompt`, `content` or `messages`", param="prompt")
+    if len(source) > MAX_CHARACTERS:
+        raise ContextLengthError(f"at most {MAX_CHARACTERS} characters are tokenized at once", param="prompt")
+    if body.content is not None:
+        return tokenizer.encode_with_offsets(source, control=body.parse_special, bos=body.add_special)
+    return tokenizer.encode_with_offsets(source, bos=body.add_special_tokens)
+
+
+def _piece(tokenizer: Tokenizer, token_id: int) -> str | list[int]:
+    """The token's text, or its bytes when they are no text by themselves."""
+    piece = tokenizer.bytes_of([token_id])
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)
+
+
+def detokenize(body: DetokenizeBody, text: ModelText) -> dict[str, Any]:
+    """{prompt, content, offsets}: the text twice, under vLLM's name and llama.cpp's."""
+    decoded, offsets = detokenize_offsets(text.tokenizer, body.tokens)
+    return {"prompt": decoded, "content": decoded, "offsets": offsets}
+
+
+def detokenize_offsets(tokenizer: Tokenizer, ids: list[int]) -> tuple[str, list[tuple[int, int]]]:
+    """Text and offsets of ids. A token that only begins a character covers nothing; the one that ends it, all of it."""
+    decoder = Detokenizer(tokenizer)
+    texts = [decoder.feed([token_id]) for token_id in ids]
+    ends = list(accumulate(map(len, texts)))
+    text = "".join(texts) + decoder.finish()
+    if tokenizer.strips_space and text.startswith(" "):
+        text, ends = text[1:], [max(0, end - 1) for end in ends]
+    return text, list(zip([0, *ends], ends, strict=False))

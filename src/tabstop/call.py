@@ -1,0 +1,102 @@
+"""A request and its answer in the words that all dialects share: plain data between api/ and the service.
+
+Filled by a dialect (api/<dialect>.py), read by the service. Nothing here is HTTP, JSON or tokens of a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tabstop.text.chat import Conversation
+from tabstop.types import FinishReason, Priority
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A raw prompt: control tokens that it spells count as such."""
+
+    text: str
+    bos: bool = True  # opened as the model expects it
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """A prompt as ids, taken as it is."""
+
+    ids: list[int]
+
+
+Prompt = TextPrompt | TokenPrompt | Conversation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request of a client. None means: not given; the service or the checkpoint decides."""
+
+    prompts: tuple[Prompt, ...]
+    model: str = ""  # "" is the first model
+    request_id: str = ""  # for logs
+    tenant: str = ""  # from the key
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    num_samples: int = 1
+
+    max_tokens: int | None = None  # given: must fit into the context
+    default_max_tokens: int | None = None  # where max_tokens is not given; cut to what fits; None: all that fits
+    min_tokens: int = 0
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    keep_stop_string: bool = False  # leave it at the end of the text
+    echo: bool = False  # the prompt's text comes first
+
+    priority: Priority = Priority.NORMAL
+    deadline_ms: int | None = None  # from now
+    session: str = ""
+    adapter: str = ""
+    cache_salt: str = ""  # parts the prefix cache further than tenant, model and adapter do
+    cache_read: bool = True
+    cache_write: bool = True
+    cache_retain: bool = True
+
+
+@dataclass(slots=True)
+class TextDelta:
+    """New text of one choice. A choice is one sample of one prompt: index = prompt × num_samples + sample."""
+
+    index: int
+    text: str
+    token_ids: list[int]  # those kept, the end token included
+    finish: FinishReason | None = None  # set once for each choice
+    stop_reason: str | int | None = None  # the stop string, or which of the call's stop_token_ids
+
+    def append(self, later: TextDelta) -> None:
+        """Takes over a later delta of the same choice."""
+        self.text += later.text
+        self.token_ids += later.token_ids
+        self.finish, self.stop_reason = later.finish, later.stop_reason
+
+
+@dataclass(slots=True)
+class Usage:
+    """Counts of a whole answer."""
+
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompt tokens, found in the prefix cache
+    num_completion_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Summary:
+    """What remains of an answer when it is over: for metrics and the log. No text."""
+
+    model: str
+    request_id: str
+    usage: Usage
+    outcome: str = "cancelled"  # ok, cancelled, or an error's code
+    finishes: list[FinishReason] = field(default_factory=list)
+    seconds: float = 0.0
+    first_token_seconds: float | None = None

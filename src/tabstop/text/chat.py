@@ -1,0 +1,170 @@
+"""Messages → token ids by the checkpoint's own chat template. Templates never come from clients.
+
+Jinja in an immutable sandbox with what transformers gives templates: trim_blocks, lstrip_blocks, break and continue,
+the `generation` block, tojson without HTML escapes, raise_exception, strftime_now. What users write is marked before
+rendering so that it cannot spell control tokens (text/tokenizer.py: mark_control).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tabstop.errors import InputError, NotSupportedError, UnsupportedModelError
+from tabstop.text.tokenizer import Tokenizer
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
+"""Unicode's noncharacters: they mean nothing in any text, so one that the messages lack can mark places in them."""
+
+Message = Mapping[str, Any]
+"""`role` (one of ROLES) and `content` (text), and what else templates read: name, tool_call_id, tool_calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a chat request gives the template."""
+
+    messages: Sequence[Message]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False  # the last message is the beginning of the answer
+
+
+class ChatTemplate:
+    """A compiled template. Raises UnsupportedModelError when it does not compile."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        """`special_tokens`: bos_token, eos_token, …: variables of the template."""
+        self._special_tokens = dict(special_tokens or {})
+        self._knows_developer = "developer" in source
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise UnsupportedModelError(f"the checkpoint's chat template does not compile: {error}") from None
+
+    def render(self, conversation: Conversation) -> str:
+        """The prompt text. Raises InputError when the template refuses the messages."""
+        return self._render(list(conversation.messages), conversation)
+
+    def encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+        """The prompt's ids; control tokens come from the template alone. The template writes BOS, if any."""
+        marks = [mark for mark in MARKS if not _holds(conversation.messages, mark)]
+        if len(marks) < 2:
+            raise InputError("messages use Unicode's noncharacters U+FDD0 to U+FDEF; remove them", param="messages")
+        mark, end_mark = marks[:2]
+        messages = [_marked(message, tokenizer, mark) for message in conversation.messages]
+        if conversation.continue_final_message:
+            messages[-1] = messages[-1] | {"content": messages[-1]["content"] + end_mark}
+        text = self._render(messages, conversation)
+        if conversation.continue_final_message:
+            text, found, _ = text.rpartition(end_mark)
+            if not found or end_mark in text:
+                raise InputError("this model's chat template cannot continue the last message", param="messages")
+        return tokenizer.encode_marked(text, mark)
+
+    def _render(self, messages: Sequence[Message], conversation: Conversation) -> str:
+        if not self._knows_developer:
+            messages = [_as_system(message) for message in messages]
+        variables = {"messages": messages, "tools": None, "documents": None} | self._special_tokens
+        generate = conversation.add_generation_prompt and not conversation.continue_final_message
+        try:
+            return self._template.render(variables, add_generation_prompt=generate)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            reason = error.message if isinstance(error, jinja2.TemplateError) else type(error).__name__
+            raise InputError(f"this model's chat template refuses these messages: {reason}", param="messages") from None
+
+
+def load_chat_template(tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
+    """The checkpoint's template, its 'default' one if it has several; None when it has none."""
+    source = tokenizer_config.get("chat_template")
+    if isinstance(source, list):  # [{"name": …, "template": …}]
+        source = {entry.get("name"): entry.get("template") for entry in source}
+    if isinstance(source, Mapping):
+        source = source.get("default")
+    if not isinstance(source, str):
+        return None
+    tokens = {
+        key: value for key, value in tokenizer_config.items() if key.endswith("_token") and isinstance(value, str)
+    }
+    return ChatTemplate(source, tokens)
+
+
+def encode_chat(template: ChatTemplate | None, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
+    """As ChatTemplate.encode. Raises NotSupportedError for a model without a template."""
+    if template is None:
+        raise NotSupportedError("this model has no chat template; use /v1/completions", param="messages")
+    return template.encode(tokenizer, conversation)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}…{% endgeneration %}` tells trainers what the model wrote; here it renders as its content."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _as_system(message: Message) -> Message:
+    return {**message, "role": "system"} if message["role"] == "developer" else message
+
+
+def _holds(value: Any, mark: str) -> bool:
+    if isinstance(value, str):
+        return mark in value
+    if isinstance(value, Mapping):
+        return any(_holds(key, mark) or _holds(inner, mark) for key, inner in value.items())
+    return isinstance(value, Sequence) and any(_holds(inner, mark) for inner in value)
+
+
+def _marked(message: Message, tokenizer: Tokenizer, mark: str) -> dict[str, Any]:
+    """The message with every text marked; roles are ours."""
+    marked: dict[str, Any] = {key: _mark(value, tokenizer, mark) for key, value in message.items() if key != "role"}
+    return {"role": message["role"]} | marked
+
+
+def _mark(value: Any, tokenizer: Tokenizer, mark: str) -> Any:
+    if isinstance(value, str):
+        return tokenizer.mark_control(value, mark)
+    if isinstance(value, Mapping):
+        return {_mark(key, tokenizer, mark): _mark(inner, tokenizer, mark) for key, inner in value.items()}
+    return [_mark(inner, tokenizer, mark) for inner in value] if isinstance(value, (list, tuple)) else value
