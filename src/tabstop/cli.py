@@ -114,7 +114,7 @@ def serve(engine: EngineConfig, server: ServerConfig) -> None:
 def fit(
     engine: EngineConfig, *, json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False
 ) -> None:
-    """Say what of a model would fit on this machine, without loading it."""
+    """Say what of a model would fit on this machine, without loading it. Exit code 2: it would not start."""
     from rich.console import Console
 
     from tabstop.checkpoint import open_checkpoint
@@ -127,6 +127,7 @@ def fit(
         print(msgspec.json.encode(report).decode())
     else:
         Console().print(make_table(report.rows(), f"{checkpoint.name} on this machine"))
+    raise typer.Exit(EXIT_CANNOT_START if report.problem else 0)
 
 
 @app.command()

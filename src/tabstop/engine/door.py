@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ class Door:
 
     def wait(self, timeout: float) -> set[int]:
         """Sleeps until there is a frame or a watched descriptor is readable, at most `timeout` seconds; the latter."""
-        return {source for source, _ in self._poller.poll(timeout * 1000) if isinstance(source, int)}
+        return {source for source, _ in self._poller.poll(math.ceil(timeout * 1000)) if isinstance(source, int)}
 
     def receive(self) -> Iterator[Letter]:
         """Every message that has arrived, without waiting."""
@@ -115,9 +116,10 @@ class Door:
             return self._drop("a request without samples, or with prompt ids that are not uint32")
         return Letter(sender, message)
 
-    def _drop(self, reason: str) -> None:
+    def _drop(self, reason: str) -> Letter | None:
         self.num_bad_frames += 1
         log.warning("dropped a bad frame: %s", reason)
+        return None
 
     def forget(self, client: int) -> None:
         """Takes nothing more from a client that is gone, and sends it nothing more."""

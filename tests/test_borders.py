@@ -1,0 +1,151 @@
+"""The borders between parts, and the house budgets, checked on the tree itself.
+
+A fresh interpreter imports every module of a part; what it must not have pulled in is looked up in sys.modules.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "tabstop"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+HTTP = {"fastapi", "starlette", "uvicorn"}
+ORACLE = {"transformers"}  # costs seconds to import, and is only what the tests compare with
+
+LIGHT = ("api", "text", "engine/client.py", "engine/process_client.py", "engine/process.py")
+"""Beside all modules at the top of the package but those in HEAVY: parts that start fast and never see a tensor."""
+
+HEAVY = ("llm.py",)
+
+WITHOUT_HTTP = (
+    *("engine", "worker", "cache", "models", "layers", "attention", "quant", "sampling", "grammar", "text"),
+    *("types.py", "config.py", "errors.py", "checkpoint.py", "supervisor.py", "cli.py", "llm.py", "service.py"),
+)
+
+MAX_FUNCTION_LINES, MAX_FILE_LINES, MAX_PARAMETERS = 40, 400, 5
+
+MANY_PARAMETERS = {
+    "attention/__init__.py:run": "the protocol of a hot call: packing seven tensors into an object costs time",
+    "attention/reference.py:run": "the same",
+    "engine/core.py:__init__": "the core's collaborators, by name, from one place (engine/build.py)",
+    "outputs.py:__init__": "vLLM's signature, which its users' scripts call",
+}
+"""Functions over MAX_PARAMETERS, each with its reason."""
+
+
+def modules(part: str) -> list[str]:
+    """The dotted names of a folder's or file's modules."""
+    place = PACKAGE / part
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    names = [".".join(("tabstop", *file.relative_to(PACKAGE).with_suffix("").parts)) for file in files]
+    return [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
+
+
+def imported_by(part: str) -> set[str]:
+    """Top-level packages in sys.modules after importing all of a part."""
+    script = f"import sys, json, {', '.join(modules(part))}\nprint(json.dumps(list(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return {name.partition(".")[0] for name in json.loads(result.stdout)}
+
+
+def top_level() -> list[str]:
+    return [file.name for file in sorted(PACKAGE.glob("*.py"))]
+
+
+@pytest.mark.parametrize("part", [*LIGHT, *(name for name in top_level() if name not in (*HEAVY, "__main__.py"))])
+def test_what_starts_fast_imports_no_torch(part: str) -> None:
+    assert not imported_by(part) & ({"torch"} | ORACLE)
+
+
+@pytest.mark.parametrize("part", WITHOUT_HTTP)
+def test_what_computes_knows_no_http(part: str) -> None:
+    assert not imported_by(part) & (HTTP | ORACLE)
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{file.relative_to(PACKAGE)}:{node.name}", node
+
+
+def test_files_and_functions_fit_on_a_screen() -> None:
+    long_files = [str(file) for file in SOURCES if len(file.read_text().splitlines()) > MAX_FILE_LINES]
+    long_functions = [
+        name
+        for name, node in functions()
+        if node.end_lineno is not None and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert (long_files, long_functions) == ([], [])
+
+
+def test_functions_take_few_parameters() -> None:
+    many = set()
+    for name, node in functions():
+        arguments = node.args
+        named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        if len([argument for argument in named if argument.arg not in ("self", "cls")]) > MAX_PARAMETERS:
+            many.add(name)
+    assert many == set(MANY_PARAMETERS)
+
+
+def test_every_module_says_what_it_knows() -> None:
+    """But a folder's empty __init__.py."""
+    silent = [
+        str(file)
+        for file in SOURCES
+        if ast.get_docstring(ast.parse(file.read_text())) is None and file.read_text().strip()
+    ]
+    assert silent == []
+
+
+def test_nothing_runs_foreign_code_or_unpickles() -> None:
+    found = []
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            name = dotted(node.func) if isinstance(node, ast.Call) else ""
+            if name in ("eval", "exec", "torch.load", "os.system", "yaml.load", "compile"):
+                found.append(f"{file}:{node.lineno} {name}")
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [
+                f"{file}:{node.lineno} {name}" for name in names if name in ("pickle", "cloudpickle", "dill", "marshal")
+            ]
+    assert found == []
+
+
+def test_only_the_config_reads_the_environment() -> None:
+    """Writing is another thing: a front end sets where its metrics go before their library looks."""
+    found = []
+    for file in SOURCES:
+        if file.name == "config.py" and file.parent == PACKAGE:
+            continue
+        tree = ast.parse(file.read_text())
+        written = {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)
+        }
+        for node in ast.walk(tree):
+            name = dotted(node) if isinstance(node, ast.Attribute) else ""
+            if name in ("os.environ", "os.getenv") and id(node) not in written:
+                found.append(f"{file}:{node.lineno}")
+    assert found == []
+
+
+def dotted(node: ast.AST) -> str:
+    """'torch.load' for the expression torch.load; '' for what is no plain name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and dotted(node.value):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
