@@ -14,7 +14,7 @@ from tabstop.models import Model
 from tabstop.models.loader import load_model
 
 
-def load(path: Path, **options: Any) -> Model:
+def load(path: Path | str, **options: Any) -> Model:
     """Our model of a folder or file, on the CPU in float32."""
     return load_model(open_checkpoint(str(path)), EngineConfig(**options), torch.device("cpu"), torch.float32, None)
 

@@ -79,3 +79,9 @@ class PagedRunner:
         """Of a whole prompt alone."""
         sequence = -1 - len(self.tables)
         return self.step({sequence: ids})[sequence]
+
+    def forget(self) -> None:
+        """Ends all sequences; their blocks are free again, with whatever they hold."""
+        for table in self.tables.values():
+            self.free += table
+        self.tables, self.lens = {}, {}
