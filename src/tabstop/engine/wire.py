@@ -47,9 +47,11 @@ def encode(message: ToEngine | FromEngine) -> bytes:
 
 def decode_to_engine(frame: bytes) -> ToEngine:
     """Raises msgspec.DecodeError (or its subclass ValidationError) for anything but a well-formed message."""
-    return _to_engine.decode(frame)
+    message: ToEngine = _to_engine.decode(frame)
+    return message
 
 
 def decode_from_engine(frame: bytes) -> FromEngine:
     """Raises msgspec.DecodeError."""
-    return _from_engine.decode(frame)
+    message: FromEngine = _from_engine.decode(frame)
+    return message
