@@ -1,0 +1,98 @@
+"""Puts an engine core together from its options: checkpoint, model, KV memory, workers, stop sets."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from tabstop.attention import AttentionBackend, Need, make_backend
+from tabstop.cache.blocks import BlockPool
+from tabstop.checkpoint import Checkpoint, open_checkpoint
+from tabstop.config import EngineConfig
+from tabstop.engine.core import EngineCore
+from tabstop.engine.scheduler import Scheduler
+from tabstop.errors import MemoryShortageError
+from tabstop.fit import FitReport, fit
+from tabstop.models import Model, ProgressCallback
+from tabstop.models.loader import load_model
+from tabstop.text.defaults import stop_sets
+from tabstop.text.tokenizer import load_tokenizer
+from tabstop.types import EngineInfo
+from tabstop.worker.batch import SlotState
+from tabstop.worker.group import LocalGroup
+from tabstop.worker.worker import Worker
+
+NUM_COMPILERS = 2
+"""Threads that compile constraints beside the engine's loop."""
+
+
+def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -> EngineCore:
+    """Loads the model and returns a core that is ready to step. Raises StartupError subclasses."""
+    start = time.monotonic()
+    checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
+    sizes = fit(checkpoint, config)
+    if sizes.problem is not None:
+        raise MemoryShortageError(sizes.problem)
+    if sizes.device == "cpu":
+        torch.set_num_threads(config.num_threads or os.cpu_count() or 1)
+    device, dtype = torch.device(sizes.device), getattr(torch, sizes.dtype)
+    model = load_model(checkpoint, config, device, dtype, progress)
+    attention = make_attention(model, config, sizes)
+    info = EngineInfo(
+        model=checkpoint.name,
+        architecture=sizes.architecture,
+        max_model_len=sizes.max_model_len,
+        vocab_size=model.vocab_size,
+        block_size=config.block_size,
+        num_blocks=sizes.num_blocks,
+        max_num_seqs=config.max_num_seqs,
+        device=sizes.device,
+        dtype=sizes.dtype,
+        weight_bytes=sizes.weight_bytes,
+        kv_bytes_per_token=sizes.kv_bytes_per_token,
+        kernels={"attention": attention.name, "weights": sizes.form},
+        load_seconds=time.monotonic() - start,
+    )
+    pool = BlockPool(sizes.num_blocks, config.block_size)
+    return EngineCore(
+        info,
+        Scheduler(pool, config.max_num_seqs, config.max_num_batched_tokens, config.prefix_cache),
+        LocalGroup(make_worker(model, attention, sizes)),
+        ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile"),
+        stop_sets=load_stop_sets(checkpoint, config),
+        max_num_waiting=config.max_num_waiting,
+        overlap=config.overlap,
+    )
+
+
+def make_attention(model: Model, config: EngineConfig, sizes: FitReport) -> AttentionBackend:
+    """One backend for all layers. Raises ConfigError when all decline."""
+    spec = model.cache_specs[0]
+    need = Need(
+        num_heads=model.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        dtype=getattr(torch, sizes.dtype),
+        kv_dtype=getattr(torch, sizes.kv_dtype),
+        device=torch.device(sizes.device),
+        block_size=sizes.block_size,
+        window=spec.window,
+    )
+    return make_backend(need, config.attention)
+
+
+def make_worker(model: Model, attention: AttentionBackend, sizes: FitReport) -> Worker:
+    kv = [attention.allocate(spec, sizes.num_blocks) for spec in model.cache_specs]
+    max_num_blocks = -(-sizes.max_model_len // sizes.block_size)
+    state = SlotState(sizes.max_num_seqs, max_num_blocks, sizes.block_size, torch.device(sizes.device))
+    return Worker(model, attention, kv, state)
+
+
+def load_stop_sets(checkpoint: Checkpoint, config: EngineConfig) -> dict[str, frozenset[int]]:
+    source = checkpoint
+    if config.tokenizer:
+        source = open_checkpoint(config.tokenizer, offline=config.offline)
+    return stop_sets(checkpoint, load_tokenizer(source))

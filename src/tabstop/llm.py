@@ -1,0 +1,196 @@
+"""The offline API, in vLLM's shape: the server's own service over an engine in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
+
+from rich.progress import Progress
+
+from tabstop.call import Call, Prompt, TextPrompt, TokenPrompt
+from tabstop.checkpoint import open_checkpoint
+from tabstop.config import EngineConfig, ServerConfig
+from tabstop.engine.build import build_core
+from tabstop.engine.inproc import InprocClient
+from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
+from tabstop.outputs import CompletionOutput, RequestOutput, SamplingParams
+from tabstop.service import Service, make_service
+from tabstop.text.chat import Conversation
+from tabstop.text.tokenizer import Tokenizer
+from tabstop.types import unpack_ids
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PromptLike = str | list[int] | dict[str, Any]
+IGNORED = ("trust_remote_code", "enforce_eager", "swap_space", "disable_log_stats", "max_num_partial_prefills")
+"""Options of vLLM that change nothing here."""
+
+
+class LLM:
+    """A model in this process. Thread-safe: calls from several threads share one batch.
+
+    model: as in `tabstop serve` · further options: the fields of config.EngineConfig. Raises StartupError subclasses.
+    """
+
+    def __init__(self, model: str = "default", *, tensor_parallel_size: int = 1, **options: Any) -> None:
+        if tensor_parallel_size != 1:
+            raise NotSupportedError("tensor_parallel_size must be 1; several devices are not supported yet")
+        if options.get("trust_remote_code"):
+            log.warning("trust_remote_code is ignored: this engine never runs code from a checkpoint")
+        options = {name: value for name, value in options.items() if name not in IGNORED}
+        try:
+            config = EngineConfig(model=model, **options)
+        except TypeError as error:
+            raise ConfigError(f"unknown option: {error}") from None
+        checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
+        tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
+        self._client = InprocClient(build_core(config))
+        self._service: Service = make_service(checkpoint, [self._client], ServerConfig(), tokenizer=tokenizer)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
+        self._thread.start()
+        self._num_at_once = 2 * config.max_num_seqs  # keeps the batch full and memory flat
+
+    def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompt_token_ids: list[int] | list[list[int]] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Continues every prompt; the answers come in the prompts' order.
+
+        A prompt is a text, its token ids, or {"prompt": text} / {"prompt_token_ids": ids}. Raises InputError.
+        """
+        if prompts is None:
+            prompts = prompt_token_ids
+        if prompts is None:
+            raise InputError("give prompts or prompt_token_ids")
+        return self._run([_prompt(entry) for entry in _prompts(prompts)], sampling_params, use_tqdm)
+
+    def chat(
+        self,
+        messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[RequestOutput]:
+        """Answers one conversation or several, through the checkpoint's chat template."""
+        several = messages if messages and isinstance(messages[0], list) else [messages]
+        prompts = [Conversation(m, add_generation_prompt, continue_final_message) for m in several]  # type: ignore[arg-type]
+        return self._run(prompts, sampling_params, use_tqdm)
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self._service.models[0].text.tokenizer
+
+    def close(self) -> None:
+        """Ends the engine; further calls raise EngineDeadError."""
+        self._client.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # ---- inside
+
+    def _run(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None, show: bool
+    ) -> list[RequestOutput]:
+        if self._loop.is_closed():
+            raise EngineDeadError("this LLM was closed; make a new one")
+        if params is None:
+            params = SamplingParams()
+        if isinstance(params, SamplingParams):
+            params = [params] * len(prompts)
+        if len(params) != len(prompts):
+            raise InputError(f"{len(prompts)} prompts, but {len(params)} sampling parameters; give one or as many")
+        with Progress(disable=not show, transient=True) as progress:
+            task = progress.add_task("prompts", total=len(prompts))
+            jobs = enumerate(zip(prompts, params, strict=True))
+            outputs: list[RequestOutput | None] = [None] * len(prompts)
+
+            async def work() -> None:
+                for index, (prompt, its_params) in jobs:
+                    outputs[index] = await self._answer(index, prompt, its_params)
+                    progress.advance(task)
+
+            async def work_together() -> None:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self._num_at_once, len(prompts))):
+                        group.create_task(work())
+
+            self._wait(_first_error(work_together()))
+        return [output for output in outputs if output is not None]
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs on the background loop; an interrupt here cancels it there."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def _answer(self, index: int, prompt: Prompt, params: SamplingParams) -> RequestOutput:
+        outputs = [CompletionOutput(sample) for sample in range(params.n)]
+        answer = await self._service.start(_call(prompt, params))
+        try:
+            while deltas := await answer.next_deltas():
+                for delta in deltas:
+                    output = outputs[delta.index]
+                    output.text += delta.text
+                    output.token_ids += delta.token_ids
+                    output.finish_reason, output.stop_reason = delta.finish, delta.stop_reason
+        finally:
+            await answer.close()
+        text = prompt.text if isinstance(prompt, TextPrompt) else None
+        prompt_ids = unpack_ids(answer.submits[0].prompt_ids)
+        return RequestOutput(str(index), text, prompt_ids, outputs, num_cached_tokens=answer.usage.num_cached_tokens)
+
+
+def _call(prompt: Prompt, params: SamplingParams) -> Call:
+    return Call(
+        prompts=(prompt,),
+        temperature=params.temperature,
+        top_k=max(0, params.top_k),
+        top_p=params.top_p,
+        seed=params.seed,
+        num_samples=params.n,
+        max_tokens=params.max_tokens,
+        min_tokens=params.min_tokens,
+        stop_strings=tuple(params.stop),
+        stop_token_ids=tuple(params.stop_token_ids),
+        ignore_eos=params.ignore_eos,
+    )
+
+
+def _prompts(prompts: PromptLike | Sequence[PromptLike]) -> Iterator[PromptLike]:
+    """One prompt or several."""
+    is_one = isinstance(prompts, str | dict) or (bool(prompts) and isinstance(prompts[0], int))
+    yield from [prompts] if is_one else prompts  # type: ignore[misc]
+
+
+def _prompt(entry: PromptLike) -> Prompt:
+    if isinstance(entry, dict):
+        entry = entry["prompt_token_ids"] if "prompt_token_ids" in entry else entry.get("prompt", entry)
+    if isinstance(entry, str):
+        return TextPrompt(entry)
+    if isinstance(entry, list) and all(isinstance(token_id, int) for token_id in entry):
+        return TokenPrompt(entry)
+    raise InputError('a prompt is a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": ids}')
+
+
+async def _first_error(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Unwraps the first error of a task group: callers expect ours, not a group."""
+    try:
+        return await coroutine
+    except* Exception as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None

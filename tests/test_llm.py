@@ -1,0 +1,99 @@
+"""The offline API on a tiny real checkpoint."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tabstop import LLM, SamplingParams
+from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
+from tabstop.outputs import RequestOutput
+from tests.tiny import tiny_llama
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    model = str(tiny_llama(tmp_path_factory.mktemp("tiny")))
+    llm = LLM(model=model, tensor_parallel_size=1, max_model_len=256, gpu_memory_utilization=0.95, num_threads=1)
+    yield llm
+    llm.close()
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+
+def test_one_prompt_or_many_in_order(llm):
+    [one] = llm.generate("def f(x):", GREEDY)
+    many = llm.generate([f"def f{n}(x):" for n in range(20)] + ["def f(x):"], GREEDY, use_tqdm=False)
+    assert isinstance(one, RequestOutput) and one.prompt == "def f(x):" and len(many) == 21
+    assert many[-1].outputs[0].text == one.outputs[0].text
+    assert len(one.outputs[0].token_ids) == 12 and one.outputs[0].finish_reason == "length"
+    assert llm.get_tokenizer().decode(one.prompt_token_ids) == "def f(x):"
+
+
+def test_token_prompts_equal_text_prompts(llm):
+    ids = llm.get_tokenizer().encode("return x", bos=False)
+    by_text, by_ids, by_dict = llm.generate(
+        [{"prompt": "return x"}, {"prompt_token_ids": ids}, ids], GREEDY, use_tqdm=False
+    )
+    assert by_text.outputs[0].token_ids == by_ids.outputs[0].token_ids == by_dict.outputs[0].token_ids
+
+
+def test_samples_seeds_and_stop_strings(llm):
+    params = SamplingParams(n=3, temperature=1.0, seed=7, max_tokens=10, ignore_eos=True)
+    [first], [second] = (llm.generate("import os", params, use_tqdm=False) for _ in range(2))
+    assert [o.token_ids for o in first.outputs] == [o.token_ids for o in second.outputs]
+    assert len({tuple(o.token_ids) for o in first.outputs}) == 3
+    text = first.outputs[0].text
+    stop = text[3:5]
+    [cut] = llm.generate(
+        "import os", SamplingParams(temperature=1, seed=7, max_tokens=10, ignore_eos=True, stop=stop), use_tqdm=False
+    )
+    assert cut.outputs[0].text == text[: text.index(stop)]
+    assert cut.outputs[0].finish_reason == "stop" and cut.outputs[0].stop_reason == stop
+
+
+def test_calls_from_many_threads_share_the_engine(llm):
+    with ThreadPoolExecutor(max_workers=8) as executor:
+        futures = [executor.submit(llm.generate, "x = 1", GREEDY, None, False) for _ in range(24)]
+        texts = {future.result()[0].outputs[0].text for future in futures}
+    assert len(texts) == 1
+
+
+def test_chat_uses_the_template(llm):
+    messages = [{"role": "user", "content": "hi"}]
+    [answer] = llm.chat(messages, GREEDY, use_tqdm=False)
+    expected = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert answer.prompt_token_ids == llm.get_tokenizer().encode(expected)
+
+
+def test_bad_input_says_what_is_allowed(llm):
+    with pytest.raises(InputError, match="temperature is -1"):
+        SamplingParams(temperature=-1)
+    with pytest.raises(NotSupportedError, match="best_of"):
+        SamplingParams(best_of=3)
+    with pytest.raises(InputError, match="no parameter 'max_token'"):
+        SamplingParams(max_token=3)
+    with pytest.raises(InputError, match="2 prompts, but 3"):
+        llm.generate(["a", "b"], [GREEDY] * 3)
+    with pytest.raises(InputError, match="a prompt is"):
+        llm.generate([3.5], GREEDY, use_tqdm=False)
+    with pytest.raises(InputError, match="context"):
+        llm.generate("x" * 300, GREEDY, use_tqdm=False)
+    assert llm._client.core.num_requests == 0
+
+
+def test_unknown_options_and_several_devices_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="max_len"):
+        LLM(model=str(tmp_path), max_len=3)
+    with pytest.raises(NotSupportedError, match="tensor_parallel_size"):
+        LLM(model=str(tmp_path), tensor_parallel_size=2)
+
+
+def test_a_closed_llm_says_so(tmp_path, caplog):
+    llm = LLM(model=str(tiny_llama(tmp_path)), trust_remote_code=True, num_threads=1)
+    assert "never runs code" in caplog.text
+    llm.close()
+    with pytest.raises(EngineDeadError):
+        llm.generate("x", GREEDY)
