@@ -13,17 +13,20 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
 
-from tabstop import errors, logs, pipes
+from tabstop import logs, pipes
 from tabstop.checkpoint import open_checkpoint
 from tabstop.config import EngineConfig, ServerConfig
 from tabstop.engine import wire
 from tabstop.engine.process_client import ProcessClient
 from tabstop.errors import StartupError, TabstopError
-from tabstop.types import CachePolicy, Limits, Sampling, Submit, pack_ids
+
+if TYPE_CHECKING:
+    from tabstop.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
     stop = asyncio.Event()
     serving = asyncio.create_task(run_front_end(service, start.server, socket.socket(fileno=start.socket), stop))
     orders = asyncio.create_task(follow_orders(client, stop))
-    announcing = asyncio.create_task(announce(client, upward))
+    announcing = asyncio.create_task(announce(client, service, upward))
     await asyncio.wait([serving, orders], return_when=asyncio.FIRST_COMPLETED)
     announcing.cancel()
     if serving.done():
@@ -75,29 +78,15 @@ async def follow_orders(client: ProcessClient, stop: asyncio.Event) -> None:
                 client.fail(event.message)
 
 
-async def announce(client: ProcessClient, upward: pipes.Upward) -> None:
+async def announce(client: ProcessClient, service: Service, upward: pipes.Upward) -> None:
     """Tells the supervisor once a real token has come all the way."""
     try:
         await client.ready()
-        await warm_up(client)
+        await service.warm_up()
     except TabstopError as error:
         log.error("not ready: %s", error.message)
     else:
         upward.tell(pipes.READY)
-
-
-async def warm_up(client: ProcessClient) -> None:
-    """Generates one token that nobody reads. Raises TabstopError."""
-    submit = Submit(
-        request_id=client.new_request_id(),
-        prompt_ids=pack_ids([0]),
-        sampling=Sampling(temperature=0.0),
-        limits=Limits(max_tokens=1, stop_sets=()),
-        cache=CachePolicy(scope="warm-up", read=False, write=False),
-    )
-    async for delta in client.submit(submit):
-        if delta.failure is not None:
-            raise errors.from_code(delta.failure.code, delta.failure.message)
 
 
 def main() -> None:

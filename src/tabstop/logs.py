@@ -70,5 +70,5 @@ def configure(settings: LogSettings, process: str, stream: Any = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
     logging.captureWarnings(True)
-    for name in ("httpx", "httpcore", "huggingface_hub", "filelock", "asyncio"):  # one line a request is too many
+    for name in ("httpx", "httpcore", "huggingface_hub", "filelock", "asyncio", "uvicorn"):  # one line a request is too many
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
