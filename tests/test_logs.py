@@ -37,7 +37,7 @@ def write(format: str, level: str = "info") -> list[str]:
 
 def test_text_is_one_readable_line() -> None:
     lines = write("text")
-    assert lines[0][8:] == " info engine: served 3 num_tokens=12"
+    assert lines[0][8:] == " info engine: served 3"
     assert lines[1][8:] == " error engine: failed"
     assert lines[-1] == "ValueError: planted"
 

@@ -1,7 +1,8 @@
 """How every process logs: readable lines, or one JSON object a line (--log-format json), always on stderr.
 
 Knows nothing of what is logged; that no prompt and no key gets here is the duty of who calls (--log-prompts is read by
-the service). A record's own fields travel by `extra={"fields": {...}}`.
+the service). A record's message is complete for people; the same in parts, for machines, travels by
+`extra={"fields": {...}}` and shows in JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class LogSettings(msgspec.Struct, frozen=True):
 
 
 class TextFormatter(logging.Formatter):
-    """`12:00:01 info engine: message name=value`."""
+    """`12:00:01 info engine: message`."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -31,8 +32,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
-        line = f"{clock} {record.levelname.lower()} {self._process}: {record.getMessage()}{fields}"
+        line = f"{clock} {record.levelname.lower()} {self._process}: {record.getMessage()}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -54,11 +54,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry | _fields(record), default=str)
-
-
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return getattr(record, "fields", {})
+        return json.dumps(entry | getattr(record, "fields", {}), default=str)
 
 
 def configure(settings: LogSettings, process: str, stream: Any = None) -> None:
