@@ -77,8 +77,9 @@ class Running:
 
 
 @contextmanager
-def serving(checkpoint: Checkpoint, engine: FakeEngine, config: ServerConfig = ServerConfig()) -> Iterator[Running]:
+def serving(checkpoint: Checkpoint, engine: FakeEngine, config: ServerConfig | None = None) -> Iterator[Running]:
     """Starts a front end, waits until it is ready, and drains it afterwards."""
+    config = config or ServerConfig()
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     service = make_service(checkpoint, [engine], config)
