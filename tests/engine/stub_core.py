@@ -86,7 +86,7 @@ class StubCore:
             sample.num_tokens += 1
             is_last = sample.num_tokens >= sample.submit.limits.max_tokens
             deltas.append(
-                Delta(key[0], key[1], [token % self.info.vocab_size], FinishReason.LENGTH if is_last else None)
+                Delta(key[0], key[1], [token % 256], FinishReason.LENGTH if is_last else None)
             )
             if is_last:
                 del self.samples[key]
@@ -120,7 +120,7 @@ def build(config: EngineConfig, progress: Callable[[str, int, int], None]) -> St
             model="stub",
             architecture="Stub",
             max_model_len=config.max_model_len or 2048,
-            vocab_size=256,
+            vocab_size=512,
             block_size=16,
             num_blocks=64,
             max_num_seqs=config.max_num_seqs,

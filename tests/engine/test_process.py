@@ -210,7 +210,7 @@ async def test_commands_answer_or_say_what_is_wrong(folder: Path) -> None:
             await c.command("front_end_gone")
         with pytest.raises(InputError, match="'token_ids'"):
             await c.command("warm", {"token_ids": "abc"})
-        with pytest.raises(InputError, match="between 0 and 255"):
+        with pytest.raises(InputError, match="between 0 and 511"):
             await c.command("warm", {"token_ids": [1, 999]})
         with pytest.raises(NotSupportedError):
             await c.command("pin")

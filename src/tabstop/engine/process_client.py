@@ -222,7 +222,7 @@ class ProcessClient:
         while self.death is None:
             await asyncio.sleep(wire.HEARTBEAT_SECONDS)
             self._silence += wire.HEARTBEAT_SECONDS
-            if self._silence > wire.SILENCE_LIMIT_SECONDS:
+            if self._silence > wire.SILENCE_LIMIT_SECONDS and self.death is None:
                 log.error("no sign of life from the engine for %.0f s", self._silence)
                 self.fail("the engine stopped responding")
 
