@@ -14,6 +14,10 @@ from tabstop.cache import CacheKind, CacheSpec
 from tabstop.checkpoint import Checkpoint
 from tabstop.errors import UnsupportedModelError
 from tabstop.models import FAMILIES
+from tabstop.models.gguf_header import shown
+
+MAX_LAYERS, MAX_HEAD_DIM = 4096, 65536
+"""A damaged file must not make us build a billion layers before its tensors are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +28,16 @@ class ConfigValues:
     origin: str  # for messages
 
     def refuse(self, key: str, known: str) -> UnsupportedModelError:
-        value = f"is {self.values[key]!r}" if key in self.values else "is missing"
+        value = f"is {shown(self.values[key])}" if key in self.values else "is missing"
         return UnsupportedModelError(f"{self.origin}: {key} {value}; known: {known}")
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, maximum: int = 1 << 31) -> int:
         """A positive whole number; a missing or null key takes the default."""
         value = self.values.get(key)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.refuse(key, "a whole number of at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+            raise self.refuse(key, f"a whole number from 1 to {maximum}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -135,7 +139,7 @@ def read_model_config(checkpoint: Checkpoint) -> ModelConfig:
         vocab_size=values.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=values.integer("intermediate_size"),
-        num_layers=values.integer("num_hidden_layers"),
+        num_layers=values.integer("num_hidden_layers", maximum=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -159,7 +163,7 @@ def _architecture(values: ConfigValues) -> str:
 def _head_dim(values: ConfigValues, hidden_size: int, num_heads: int) -> int:
     if values.values.get("head_dim") is None and hidden_size % num_heads:
         raise values.refuse("hidden_size", f"a multiple of num_attention_heads ({num_heads}) when head_dim is missing")
-    head_dim = values.integer("head_dim", max(1, hidden_size // num_heads))
+    head_dim = values.integer("head_dim", max(1, hidden_size // num_heads), MAX_HEAD_DIM)
     if head_dim % 2:
         raise UnsupportedModelError(f"{values.origin}: head_dim is {head_dim}; rotary embeddings need an even number")
     return head_dim
@@ -179,8 +183,8 @@ def _quantization(values: ConfigValues) -> str:
         return "dense"
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
     raise UnsupportedModelError(
-        f"{values.origin}: quantization_config.quant_method is {method!r}; known: none (plain float weights) and GGUF "
-        "files; use such a version of the model"
+        f"{values.origin}: quantization_config.quant_method is {shown(method)}; known: none (plain float weights) and "
+        "GGUF files; use such a version of the model"
     )
 
 
@@ -211,8 +215,13 @@ def _rope_scaling(values: ConfigValues, inner: ConfigValues, head_dim: int) -> R
             raise inner.refuse("high_freq_factor", f"a number over low_freq_factor ({slow})")
         return Llama3Scaling(inner.number("factor"), slow, fast, context)
     if kind == "divisors":
-        divisors = tuple(inner.values["divisors"])
-        if len(divisors) != head_dim // 2 or not all(0 < divisor < float("inf") for divisor in divisors):
-            raise UnsupportedModelError(f"{values.origin}: rope_freqs.weight must hold {head_dim // 2} numbers over 0")
-        return Divisors(divisors)
-    raise UnsupportedModelError(f"{inner.origin}: rope_type is {kind!r}; known: 'default', 'linear', 'llama3'")
+        return Divisors(_divisors(inner, head_dim))
+    raise UnsupportedModelError(f"{inner.origin}: rope_type is {shown(kind)}; known: 'default', 'linear', 'llama3'")
+
+
+def _divisors(inner: ConfigValues, head_dim: int) -> tuple[float, ...]:
+    divisors = inner.values.get("divisors")
+    numbers = [each for each in divisors if isinstance(each, float)] if isinstance(divisors, list) else []
+    if len(numbers) != head_dim // 2 or not all(0 < number < float("inf") for number in numbers):
+        raise inner.refuse("divisors", f"{head_dim // 2} numbers over 0 (rope_freqs.weight in a GGUF file)")
+    return tuple(numbers)

@@ -34,5 +34,5 @@ class DummySource:
     def _make(self, read: TensorRead) -> torch.Tensor:
         if len(read.shape) == 1:
             return torch.zeros(read.shape) if read.name.endswith(".bias") else torch.ones(read.shape)
-        generator = torch.Generator().manual_seed(self.seed * 2**32 + zlib.crc32(read.name.encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {read.name}".encode()))
         return torch.randn(read.shape, generator=generator) * STANDARD_DEVIATION

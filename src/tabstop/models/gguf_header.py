@@ -30,6 +30,7 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 """Metadata value type → struct code; 8 is a string, 9 an array."""
 STRING, ARRAY = 8, 9
 MAX_DIMENSIONS = 4
+MAX_NAME_BYTES = 256
 MAX_ARRAY_DEPTH = 4
 
 
@@ -49,6 +50,12 @@ class GGUFHeader:
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
+
+
+def shown(value: Any) -> str:
+    """A value of a file as it may appear in a message: repr, cut short."""
+    text = repr(value[:8] if isinstance(value, list) else value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class _Cursor:
@@ -81,6 +88,13 @@ class _Cursor:
         length = self.scalar("Q", what)
         start = self.take(length, what)
         return self.data[start : start + length].decode("utf-8", errors="replace")
+
+    def name(self, what: str) -> str:
+        """A string that may be shown to people: anything else is damage."""
+        text = self.string(what)
+        if len(text) > MAX_NAME_BYTES or not text.isprintable():
+            raise self.error(f"{what} is not readable")
+        return text
 
     def strings(self, count: int, what: str) -> list[str]:
         """`string`, `count` times; one loop without calls, since vocabularies hold 300,000 of them."""
@@ -138,7 +152,7 @@ def _read(cursor: _Cursor) -> GGUFHeader:
     num_tensors, num_pairs = cursor.scalar("Q", "the number of tensors"), cursor.scalar("Q", "the number of keys")
     metadata: dict[str, Any] = {}
     for _ in range(num_pairs):
-        key = cursor.string("a metadata key")
+        key = cursor.name("a metadata key")
         metadata[key] = cursor.value(cursor.scalar("I", key), key)
     if metadata.get("split.count", 1) > 1:
         raise CheckpointError(
@@ -157,7 +171,7 @@ def _place_tensors(cursor: _Cursor, alignment: Any, entries: list[Entry]) -> dic
     """Where each tensor lies in the file; the data section starts at the first aligned byte after the table."""
     path = cursor.path
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise CheckpointError(f"{path}: general.alignment is {alignment!r}; it must be a power of two")
+        raise CheckpointError(f"{path}: general.alignment is {shown(alignment)}; it must be a power of two")
     start = -(-cursor.position // alignment) * alignment
     tensors: dict[str, GGUFTensor] = {}
     for name, shape, encoding, offset in entries:
@@ -174,7 +188,7 @@ def _place_tensors(cursor: _Cursor, alignment: Any, entries: list[Entry]) -> dic
 
 
 def _tensor_entry(cursor: _Cursor) -> Entry:
-    name = cursor.string("a tensor name")
+    name = cursor.name("a tensor name")
     num_dimensions = cursor.scalar("I", name)
     if not 1 <= num_dimensions <= MAX_DIMENSIONS:
         raise cursor.error(f"tensor {name} has {num_dimensions} dimensions")

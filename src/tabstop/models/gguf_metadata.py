@@ -10,7 +10,7 @@ import struct
 from typing import Any
 
 from tabstop.errors import CheckpointError, UnsupportedModelError
-from tabstop.models.gguf_header import GGUFHeader, GGUFTensor
+from tabstop.models.gguf_header import GGUFHeader, GGUFTensor, shown
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 """general.architecture → the Hub's architecture name."""
@@ -69,7 +69,7 @@ def hub_config(header: GGUFHeader) -> dict[str, Any]:
     name = metadata.get("general.architecture")
     if name not in ARCHITECTURES:
         raise UnsupportedModelError(
-            f"{header.path}: general.architecture is {name!r}; supported in GGUF files: {', '.join(ARCHITECTURES)}"
+            f"{header.path}: general.architecture is {shown(name)}; supported in GGUF files: {', '.join(ARCHITECTURES)}"
         )
     if "token_embd.weight" not in tensors:
         raise CheckpointError(f"{header.path} holds no tensor token_embd.weight")
@@ -104,7 +104,9 @@ def _check_numbers(header: GGUFHeader, config: dict[str, Any]) -> None:
     """Raises for a value that is no number: some architectures give one per layer."""
     for key, value in config.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UnsupportedModelError(f"{header.path}: {key} is {value!r}; one number for all layers is supported")
+            raise UnsupportedModelError(
+                f"{header.path}: {key} is {shown(value)}; one number for all layers is supported"
+            )
 
 
 def _rope_scaling(header: GGUFHeader, name: str) -> dict[str, Any] | None:

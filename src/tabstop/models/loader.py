@@ -7,7 +7,7 @@ decode it (quant/).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
@@ -18,7 +18,7 @@ from tabstop.cache.sizing import check_weights
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import EngineConfig
 from tabstop.device import free_bytes
-from tabstop.errors import CheckpointError
+from tabstop.errors import CheckpointError, UnsupportedModelError
 from tabstop.layers import SINGLE, Loadable, Shard
 from tabstop.models import FAMILIES, Model, ProgressCallback
 from tabstop.models.config import ModelConfig, read_model_config
@@ -95,10 +95,10 @@ def loadable_layers(model: Decoder) -> list[Loadable]:
     return [module for module in model.modules() if isinstance(module, Loadable)]
 
 
-def check_tensors(model: Decoder, reads: Iterable[TensorRead], source: WeightSource) -> None:
+def check_tensors(model: Decoder, reads: Sequence[TensorRead], source: WeightSource) -> None:
     """Compares names and shapes with the checkpoint's, both ways. Raises CheckpointError naming what differs."""
-    expected = {read.name: read.shape for read in reads}
-    missing = [name for name in expected if name not in source.tensors]
+    expected = {read.name for read in reads}
+    missing = [read.name for read in reads if read.name not in source.tensors]
     if missing:
         raise CheckpointError(f"the checkpoint lacks {_listed(missing)}, which its config.json calls for")
     unexpected = [name for name in source.tensors if name not in expected and not model.ignores(name)]
@@ -107,11 +107,13 @@ def check_tensors(model: Decoder, reads: Iterable[TensorRead], source: WeightSou
             f"the checkpoint holds {_listed(unexpected)}, which its config.json does not call for; serving without "
             "would give wrong answers"
         )
-    for name, shape in expected.items():
-        if source.tensors[name].shape != shape:
-            raise CheckpointError(
-                f"tensor {name} has the shape {source.tensors[name].shape}; config.json calls for {shape}"
-            )
+    for read in reads:
+        info = source.tensors[read.name]
+        if info.shape != read.shape:
+            raise CheckpointError(f"tensor {read.name} has the shape {info.shape}; config.json calls for {read.shape}")
+        if info.encoding.name not in read.encodings:
+            known = ", ".join(sorted(read.encodings))
+            raise UnsupportedModelError(f"tensor {read.name} is stored as {info.encoding.name}; readable here: {known}")
 
 
 def _listed(names: list[str]) -> str:

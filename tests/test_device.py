@@ -1,0 +1,52 @@
+"""The machine: device and type behind 'auto', and a container's memory limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tabstop.device import free_bytes, free_host_bytes, resolve_device, resolve_dtype
+from tabstop.errors import ConfigError
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == "cpu"
+    if torch.cuda.is_available():
+        assert resolve_device("auto") == resolve_device("cuda") == "cuda"
+    else:
+        assert resolve_device("auto") == "cpu"
+        with pytest.raises(ConfigError, match=r"--device is 'cuda', but torch sees no GPU"):
+            resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("option", "checkpoint", "device", "expected"),
+    [
+        ("auto", "bfloat16", "cpu", "float32"),
+        ("auto", None, "cpu", "float32"),
+        ("auto", "float16", "cuda", "float16"),
+        ("auto", "float32", "cuda", "bfloat16"),
+        ("auto", None, "cuda", "bfloat16"),
+        ("bfloat16", "float32", "cpu", "bfloat16"),
+    ],
+)
+def test_types(option: str, checkpoint: str | None, device: str, expected: str) -> None:
+    assert resolve_dtype(option, checkpoint, device) == expected
+
+
+def test_a_container_s_limit_counts_when_it_is_below_the_machine_s(tmp_path: Path) -> None:
+    available = psutil.virtual_memory().available
+    assert free_host_bytes(tmp_path) == pytest.approx(available, rel=0.2)  # no such files
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 100\nactive_file 50\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_host_bytes(tmp_path) == pytest.approx(available, rel=0.2)
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert free_host_bytes(tmp_path) == 1000 - 700 + 150  # the page cache can be given back
+
+
+def test_free_memory_here() -> None:
+    assert 0 < free_bytes("cpu", 0.9) <= psutil.virtual_memory().total
