@@ -85,9 +85,10 @@ def make_attention(model: Model, config: EngineConfig, sizes: FitReport) -> Atte
 
 
 def make_worker(model: Model, attention: AttentionBackend, sizes: FitReport) -> Worker:
-    kv = [attention.allocate(spec, sizes.num_blocks) for spec in model.cache_specs]
+    kv = [attention.allocate(spec, sizes.num_blocks + 1) for spec in model.cache_specs]  # the last is scratch
     max_num_blocks = -(-sizes.max_model_len // sizes.block_size)
-    state = SlotState(sizes.max_num_seqs, max_num_blocks, sizes.block_size, torch.device(sizes.device))
+    device = torch.device(sizes.device)
+    state = SlotState(sizes.max_num_seqs, max_num_blocks, sizes.block_size, sizes.num_blocks, device)
     return Worker(model, attention, kv, state)
 
 
