@@ -327,6 +327,22 @@ def test_an_engine_that_breaks_while_loading_ends_the_server_with_70(start: Call
     server.assert_nothing_left()
 
 
+def test_front_ends_that_cannot_start_end_the_server(
+    start: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = "import os, sys\nif 'tabstop.front_end' in sys.orig_argv: os._exit(5)\n"
+    (tmp_path / "sitecustomize.py").write_text(broken)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, errors = start(ready=False).end()
+    assert code == 70
+    assert [line.split(": ", 1)[1] for line in errors.splitlines() if " error " in line] == [
+        "front end 1 ended with code 5",
+        "front end 2 ended with code 5",
+        "front end 3 ended with code 5",
+        "front ends cannot start; the server stops",
+    ]
+
+
 def test_a_port_in_use_is_one_line(start: Callable[..., Server]) -> None:
     first = start()
     second = start(ready=False, port=first.port)

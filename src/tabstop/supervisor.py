@@ -21,6 +21,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +48,8 @@ END_PATIENCE_SECONDS = 2.0
 
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 MAX_FAILED_STARTS = 3
+SHORT_LIFE_SECONDS = 60.0
+"""A front end that lived longer is started again without delay for what happened before."""
 
 MAX_SOCKET_PATH_BYTES = 100
 """Unix socket addresses hold 104 (macOS) or 108 (Linux) bytes."""
@@ -220,24 +223,23 @@ class Supervisor:
 
     async def _keep_front_end(self, folder: str, listening: socket.socket, client: ProcessClient) -> None:
         """Starts a front end again and again."""
-        backoff, num_failed_starts = FIRST_BACKOFF_SECONDS, 0
+        num_failed_starts, num_short_lives = 0, 0
         while not self._ending.done():
             self._num_started += 1
-            number = self._num_started
+            number, start = self._num_started, time.monotonic()
             was_ready, code = await self._run_front_end(folder, listening, number)
             if self._ending.done():
                 return
             log.error("front end %d ended with code %d", number, code)
-            backoff, num_failed_starts = (
-                (FIRST_BACKOFF_SECONDS, 0) if was_ready else (backoff * 2, num_failed_starts + 1)
-            )
+            num_failed_starts = 0 if was_ready else num_failed_starts + 1
+            num_short_lives = 0 if time.monotonic() > start + SHORT_LIFE_SECONDS else num_short_lives + 1
             if num_failed_starts == MAX_FAILED_STARTS:
                 log.error("front ends cannot start; the server stops")
                 self._decide(Ending(EXIT_BUG))
                 return
-            with contextlib.suppress(TabstopError):  # a dead or loading engine has none of its requests
+            with contextlib.suppress(TabstopError):  # a dead engine has none of its requests
                 await client.command("front_end_gone", {"front_end": number})
-            await asyncio.sleep(min(backoff, MAX_BACKOFF_SECONDS))
+            await asyncio.sleep(min(FIRST_BACKOFF_SECONDS * 2 ** max(0, num_short_lives - 1), MAX_BACKOFF_SECONDS))
 
     async def _run_front_end(self, folder: str, listening: socket.socket, number: int) -> tuple[bool, int]:
         """One life of a front end: whether it ever was ready, and its exit code."""
