@@ -45,7 +45,10 @@ class EngineConfig:
     max_num_batched_tokens: int = option(512, "token budget of one step", unit="tokens")
     max_num_waiting: int = option(1024, "requests that may wait; more are refused", unit="requests")
     prefix_cache: bool = option(True, "reuse KV blocks of common prompt starts")
-    overlap: bool = option(False, "plan the next step while the last one runs")
+    overlap: str = option(
+        "auto", "plan the next step while the last one runs; 'auto' means on a GPU", choices=("auto", "on", "off")
+    )
+    cuda_graphs: bool = option(True, "capture decode steps as CUDA graphs")
     seed: int = option(0, "seed of dummy weights")
     num_threads: int | None = option(None, "compute threads on the CPU; default: all cores", unit="threads")
 

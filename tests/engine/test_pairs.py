@@ -53,8 +53,8 @@ def alone(folder) -> list[list[int]]:
         pytest.param({"max_num_batched_tokens": 7, "max_num_seqs": 6}, id="chunked = whole"),
         pytest.param({"num_kv_blocks": 36, "block_size": 2, "max_model_len": 72}, id="preempted = undisturbed"),
         pytest.param({"block_size": 16}, id="paged = contiguous"),
-        pytest.param({"overlap": True}, id="overlap on = off"),
-        pytest.param({"overlap": True, "max_num_batched_tokens": 9, "max_num_seqs": 5}, id="overlap and chunks"),
+        pytest.param({"overlap": "on"}, id="overlap on = off"),
+        pytest.param({"overlap": "on", "max_num_batched_tokens": 9, "max_num_seqs": 5}, id="overlap and chunks"),
     ],
 )
 def test_pairs(folder, alone, options):

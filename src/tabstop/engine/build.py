@@ -10,8 +10,10 @@ import torch
 
 from tabstop.attention import AttentionBackend, Need, make_backend
 from tabstop.cache.blocks import BlockPool
+from tabstop.cache.sizing import Demand, size_pool
 from tabstop.checkpoint import Checkpoint, open_checkpoint
 from tabstop.config import EngineConfig
+from tabstop.device import free_bytes
 from tabstop.engine.core import EngineCore
 from tabstop.engine.scheduler import Scheduler
 from tabstop.errors import MemoryShortageError
@@ -41,13 +43,19 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
     device, dtype = torch.device(sizes.device), getattr(torch, sizes.dtype)
     model = load_model(checkpoint, config, device, dtype, progress)
     attention = make_attention(model, config, sizes)
+    num_blocks = sizes.num_blocks
+    if sizes.device == "cuda":
+        num_blocks = measure_num_blocks(model, attention, config, sizes)
+    worker = make_worker(model, attention, sizes, num_blocks)
+    if sizes.device == "cuda" and config.cuda_graphs:
+        worker.capture_graphs()
     info = EngineInfo(
         model=checkpoint.name,
         architecture=sizes.architecture,
         max_model_len=sizes.max_model_len,
         vocab_size=model.vocab_size,
         block_size=config.block_size,
-        num_blocks=sizes.num_blocks,
+        num_blocks=num_blocks,
         max_num_seqs=config.max_num_seqs,
         device=sizes.device,
         dtype=sizes.dtype,
@@ -56,15 +64,19 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
         kernels={"attention": attention.name, "weights": sizes.form},
         load_seconds=time.monotonic() - start,
     )
-    pool = BlockPool(sizes.num_blocks, config.block_size)
     return EngineCore(
         info,
-        Scheduler(pool, config.max_num_seqs, config.max_num_batched_tokens, config.prefix_cache),
-        LocalGroup(make_worker(model, attention, sizes)),
+        Scheduler(
+            BlockPool(num_blocks, config.block_size),
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.prefix_cache,
+        ),
+        LocalGroup(worker),
         ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile"),
         stop_sets=load_stop_sets(checkpoint, config),
         max_num_waiting=config.max_num_waiting,
-        overlap=config.overlap,
+        overlap=config.overlap == "on" or (config.overlap == "auto" and sizes.device == "cuda"),
     )
 
 
@@ -84,12 +96,25 @@ def make_attention(model: Model, config: EngineConfig, sizes: FitReport) -> Atte
     return make_backend(need, config.attention)
 
 
-def make_worker(model: Model, attention: AttentionBackend, sizes: FitReport) -> Worker:
-    kv = [attention.allocate(spec, sizes.num_blocks + 1) for spec in model.cache_specs]  # the last is scratch
+def make_worker(model: Model, attention: AttentionBackend, sizes: FitReport, num_blocks: int) -> Worker:
+    kv = [attention.allocate(spec, num_blocks + 1) for spec in model.cache_specs]  # the last block is scratch
     max_num_blocks = -(-sizes.max_model_len // sizes.block_size)
     device = torch.device(sizes.device)
-    state = SlotState(sizes.max_num_seqs, max_num_blocks, sizes.block_size, sizes.num_blocks, device)
+    state = SlotState(sizes.max_num_seqs, max_num_blocks, sizes.block_size, num_blocks, device)
     return Worker(model, attention, kv, state)
+
+
+def measure_num_blocks(model: Model, attention: AttentionBackend, config: EngineConfig, sizes: FitReport) -> int:
+    """Blocks that a GPU's memory holds beside the weights and the largest step, which runs once to be measured."""
+    if config.num_kv_blocks is not None or config.kv_memory is not None:
+        return sizes.num_blocks
+    needed = -(-config.max_num_batched_tokens // config.block_size) + config.max_num_seqs
+    activation_bytes = make_worker(model, attention, sizes, needed).measure_peak(config.max_num_batched_tokens)
+    torch.cuda.empty_cache()
+    num_buffers = 2 if config.cuda_graphs else 1  # graphs keep their own activations
+    free = free_bytes(sizes.device, config.gpu_memory_utilization) - num_buffers * activation_bytes
+    demand = Demand(sizes.kv_bytes_per_token, sizes.max_model_len)
+    return size_pool(config, demand, free, sizes.device) - 1
 
 
 def load_stop_sets(checkpoint: Checkpoint, config: EngineConfig) -> dict[str, frozenset[int]]:

@@ -111,6 +111,10 @@ class Sampler:
             self.seed[slot] = sampling.seed % 2**64
             self.candidate[slot] = candidate
 
+    def is_greedy(self, slots: np.ndarray) -> bool:
+        """Whether argmax is all that these slots need."""
+        return not self.temperature[slots].any()
+
     def sample(self, logits: Tensor, slots: np.ndarray, positions: np.ndarray, masks: np.ndarray | None) -> Tensor:
         """logits float32 [N, vocab], slots and positions of the tokens to draw int64 [N] → int64 [N]."""
         batch = SamplingBatch(

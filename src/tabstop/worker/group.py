@@ -37,16 +37,14 @@ class LocalStep:
         self._launched: Future[Any] = executor.submit(run, plan)
 
     def _run(self, plan: StepPlan) -> Drawn:
-        drawing, logits = self._worker.forward(plan)
-        return self._worker.sample(drawing, logits, LateInputs())
+        return self._worker.sample(self._worker.forward(plan), LateInputs())
 
     def sample(self, late: LateInputs) -> None:
         """Steps without constrained rows have not waited for this."""
         self._drawn = self._executor.submit(self._sample, late) if self._is_late else self._launched
 
     def _sample(self, late: LateInputs) -> Drawn:
-        drawing, logits = self._launched.result()
-        return self._worker.sample(drawing, logits, late)
+        return self._worker.sample(self._launched.result(), late)
 
     def wait(self) -> tuple[StepPlan, StepResult]:
         """Blocks until the tokens are there; raises what the device raised."""

@@ -6,16 +6,29 @@ Everything is queued on the device and nothing waits for it; `Drawn.tokens` does
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tabstop.attention import AttentionBackend
-from tabstop.engine.plan import LateInputs, StepPlan, StepResult
+from tabstop.engine.plan import Admission, LateInputs, Row, StepPlan, StepResult, TableUpdate
 from tabstop.models import Model, StepContext
 from tabstop.sampling.sampler import Sampler
+from tabstop.types import Sampling
 from tabstop.worker.batch import Buffer, Drawing, SlotState, StepInputs, pack_masks
+
+if TYPE_CHECKING:
+    from tabstop.worker.graphs import DecodeGraphs
+
+
+@dataclass(slots=True)
+class Forwarded:
+    """What a forward leaves on the device, until the next one."""
+
+    drawing: Drawing
+    logits: Tensor  # float32 [N, vocab]
+    likeliest: Tensor | None = None  # int64 [N] argmax of the logits, where it came for nothing
 
 
 @dataclass(slots=True)
@@ -45,37 +58,78 @@ class Worker:
         self.kv = kv  # one per layer, in the backend's layout
         self.state = state
         self.sampler = Sampler(len(state.tables))
+        self._graphs: DecodeGraphs | None = None
 
     @property
     def device(self) -> torch.device:
         return self.state.device
 
     @torch.inference_mode()
-    def forward(self, plan: StepPlan) -> tuple[Drawing, Tensor]:
-        """Copies blocks, then computes the plan's rows; returns float32 logits [N, vocab] of the drawing rows."""
+    def capture_graphs(self) -> None:
+        """From now on, decode steps replay graphs (worker/graphs.py)."""
+        from tabstop.worker.graphs import DecodeGraphs
+
+        self._graphs = DecodeGraphs(self._decode, self.state)
+
+    def measure_peak(self, num_tokens: int) -> int:
+        """Bytes that the largest step takes beside weights and KV memory: all slots draw, one has the longest chunk.
+
+        Overwrites the cache; for start-up.
+        """
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        plan = self._largest_plan(num_tokens)
+        self.sample(self.forward(plan), LateInputs()).result(plan)
+        return torch.cuda.max_memory_allocated() - before
+
+    def _largest_plan(self, num_tokens: int) -> StepPlan:
+        """One step of `num_tokens` tokens in as many rows as there are slots."""
+        num_slots, num_blocks = self.state.tables.shape
+        chunk = min(num_tokens - num_slots + 1, num_blocks * self.state.block_size)
+        plan = StepPlan(0)
+        first_block = 0
+        for slot in range(num_slots):
+            ids = [0] * (chunk if slot == 0 else 1)
+            blocks = list(range(first_block, first_block + -(-len(ids) // self.state.block_size)))
+            first_block += len(blocks)
+            plan.admissions.append(Admission(slot, Sampling(temperature=1.0, top_p=0.9), 0))
+            plan.tables.append(TableUpdate(slot, 0, blocks))
+            plan.rows.append(Row(slot, 0, ids, sample=True))
+        return plan
+
+    def _decode(self, inputs: StepInputs) -> Tensor:
+        return self.model.logits(self._hidden(inputs))  # one token a row: every token is a last one
+
+    @torch.inference_mode()
+    def forward(self, plan: StepPlan) -> Forwarded:
+        """Copies blocks, then computes the plan's rows."""
         self.sampler.admit(plan.admissions)
         self.state.apply_tables(plan)
         for source, target, num_tokens in plan.copies:
             for kv in self.kv:
                 self.attention.copy(kv, source, target, num_tokens)
-        buffer = Buffer(self.state.exact_shape(plan), self.device)
-        inputs, drawing = self.state.fill(plan, buffer)
-        hidden = self.run_model(inputs)
-        last = inputs.last_tokens
+        if self._graphs is not None and self._graphs.serves(plan):
+            return Forwarded(*self._graphs.replay(plan))
+        inputs, drawing = self.state.fill(plan, Buffer(self.state.exact_shape(plan), self.device))
+        hidden, last = self._hidden(inputs), inputs.last_tokens
         if len(drawing.rows) < len(plan.rows):
             last = last[self.state.upload(drawing.rows)]
-        return drawing, self.model.logits(hidden[last])
+        return Forwarded(drawing, self.model.logits(hidden[last]))
 
-    def run_model(self, inputs: StepInputs) -> Tensor:
+    def _hidden(self, inputs: StepInputs) -> Tensor:
         context = StepContext(self.attention, self.attention.plan(inputs.attention), self.kv)
         return self.model.forward(inputs.ids, inputs.positions, context)
 
     @torch.inference_mode()
-    def sample(self, drawing: Drawing, logits: Tensor, late: LateInputs) -> Drawn:
+    def sample(self, forwarded: Forwarded, late: LateInputs) -> Drawn:
+        drawing = forwarded.drawing
         if not len(drawing.rows):
             return Drawn(drawing, torch.empty(0, dtype=torch.int64), None)
         masks = pack_masks(drawing, late, self.model.vocab_size)
-        tokens = self.sampler.sample(logits, drawing.slots, drawing.positions, masks)
+        if forwarded.likeliest is not None and masks is None and self.sampler.is_greedy(drawing.slots):
+            tokens = forwarded.likeliest
+        else:
+            tokens = self.sampler.sample(forwarded.logits, drawing.slots, drawing.positions, masks)
         self.state.remember(drawing, tokens)
         if self.device.type == "cpu":
             return Drawn(drawing, tokens, None)
