@@ -205,6 +205,16 @@ def test_one_part_of_a_split_file_says_to_join_them(tmp_path: Path) -> None:
         open_checkpoint(str(path))
 
 
+def test_a_truncated_gguf_file_names_the_tensor_that_is_cut(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", llama_config()).path
+    content = path.read_bytes()
+    path.write_bytes(content[:-64])
+    with pytest.raises(
+        CheckpointError, match=r"damaged or truncated: tensor \S+ would end at byte \d+ of \d+; download"
+    ):
+        open_checkpoint(str(path))
+
+
 def test_gguf_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     for content, message in (

@@ -13,7 +13,6 @@ from torch import nn
 
 from tabstop.layers import WHOLE, Split, share
 from tabstop.quant import Loading, MatrixPart, QuantScheme, TensorRead, Weight
-from tabstop.quant.dense import floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +52,7 @@ class Linear(nn.Module):
     def load(self, loading: Loading) -> None:
         self.weight = loading.scheme.load(self.parts, loading)
         if self.adds_bias:
-            biases = [floats(loading.read(read)) for read in self._bias_reads()]
-            self.bias = torch.cat(biases).to(loading.device, loading.dtype)
+            self.bias = torch.cat([loading.vector(read) for read in self._bias_reads()])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, columns] → [T, rows]."""

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from tabstop.quant import Loading, QuantScheme, TensorRead
-from tabstop.quant.dense import floats
 
 
 class RMSNorm(nn.Module):
@@ -22,7 +21,7 @@ class RMSNorm(nn.Module):
         return [self.read]
 
     def load(self, loading: Loading) -> None:
-        self.weight = floats(loading.read(self.read)).to(loading.device, loading.dtype)
+        self.weight = loading.vector(self.read)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., size] → the same shape and type."""

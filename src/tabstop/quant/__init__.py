@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tabstop.errors import UnsupportedModelError
-from tabstop.quant.encodings import Encoding
+from tabstop.quant.encodings import FLOATS, Encoding
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ class TensorRead(NamedTuple):
     name: str
     shape: tuple[int, ...]  # of the whole tensor; another shape in the checkpoint is an error
     slices: tuple[slice, ...]  # one slice with start and stop for each axis
+    encodings: frozenset[str] = FLOATS  # how it may be stored; anything else is an error
 
 
 class StoredTensor(NamedTuple):
@@ -66,6 +67,10 @@ class Loading:
     read: Callable[[TensorRead], StoredTensor]
     device: torch.device
     dtype: torch.dtype
+
+    def vector(self, read: TensorRead) -> torch.Tensor:
+        """A tensor of floats in the compute type: norms and biases, which no scheme packs."""
+        return self.read(read).data.to(self.device, self.dtype)
 
 
 class Weight(Protocol):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
-from tabstop.errors import UnsupportedModelError
 from tabstop.quant import Loading, MatrixPart, StoredTensor, TensorRead
 
 WINDOW_VALUES = 1 << 20
@@ -38,19 +37,16 @@ class DenseScheme:
         return [weight_read(part)]
 
     def load(self, parts: Sequence[MatrixPart], loading: Loading) -> DenseWeight:
-        return load_dense(parts, loading, floats)
+        return load_dense(parts, loading, stored_values)
 
 
 def weight_read(part: MatrixPart) -> TensorRead:
+    """The one tensor of a part that is stored as floats."""
     return TensorRead(f"{part.name}.weight", part.shape, (part.rows, part.columns))
 
 
-def floats(stored: StoredTensor) -> torch.Tensor:
-    """The values of a float encoding. Raises UnsupportedModelError for any other."""
-    if not stored.data.is_floating_point():
-        raise UnsupportedModelError(
-            f"weights are stored as {stored.encoding.name}; plain checkpoints hold F32, F16, BF16 or F64"
-        )
+def stored_values(stored: StoredTensor) -> torch.Tensor:
+    """Floats need no decoding."""
     return stored.data
 
 

@@ -43,6 +43,10 @@ ENCODINGS: dict[str, Encoding] = {
 }
 
 
+FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
+"""Encodings whose values need no decoding (8-bit floats do: they come with scales)."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """What a checkpoint says of one tensor."""

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tabstop.errors import UnsupportedModelError
 from tabstop.quant import Loading, MatrixPart, StoredTensor, TensorRead
 from tabstop.quant.dense import DenseWeight, load_dense, weight_read
+from tabstop.quant.encodings import FLOATS
 
 
 class GGUFScheme:
@@ -22,7 +22,7 @@ class GGUFScheme:
     name = "gguf"
 
     def reads(self, part: MatrixPart) -> list[TensorRead]:
-        return [weight_read(part)]
+        return [weight_read(part)._replace(encodings=READABLE)]
 
     def load(self, parts: Sequence[MatrixPart], loading: Loading) -> DenseWeight:
         return load_dense(parts, loading, dequantize)
@@ -30,15 +30,10 @@ class GGUFScheme:
 
 def dequantize(stored: StoredTensor) -> torch.Tensor:
     """Stored blocks [rows, bytes] → float32 [rows, values]; floats pass through in their own dtype."""
-    if stored.data.is_floating_point():
+    if stored.encoding.name in FLOATS:
         return stored.data
-    encoding = stored.encoding
-    if encoding.name not in DECODERS:
-        raise UnsupportedModelError(
-            f"weights are stored as {encoding.name}; readable GGUF types are F32, F16, BF16, {', '.join(DECODERS)}"
-        )
-    blocks = stored.data.reshape(-1, encoding.block_bytes)
-    return DECODERS[encoding.name](blocks).reshape(stored.data.shape[0], -1)
+    blocks = stored.data.reshape(-1, stored.encoding.block_bytes)
+    return DECODERS[stored.encoding.name](blocks).reshape(stored.data.shape[0], -1)
 
 
 def half(blocks: torch.Tensor, offset: int) -> torch.Tensor:
@@ -147,3 +142,5 @@ DECODERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Q6_K": q6_k,
 }
 """Encoding → function of uint8 [blocks, bytes of a block] to float32 [blocks, …]."""
+
+READABLE = FLOATS | frozenset(DECODERS)
