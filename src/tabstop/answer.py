@@ -96,6 +96,8 @@ class Answer:
         self.start_time = time.perf_counter()
         """From when times are measured; the service sets it back to the call's arrival."""
         self._closed = False
+        self.transcript: list[str] | None = None
+        """All text as it came, if somebody put a list here (--log-prompts)."""
 
     @property
     def num_text_states(self) -> int:
@@ -169,6 +171,8 @@ class Answer:
         self._drop()
         self._waiting.clear()
         self.summary.seconds = time.perf_counter() - self.start_time
+        if self.transcript is not None:
+            log.info("transcript of %s: %r", self.call.request_id, "".join(self.transcript))
         self._observer.on_end(self.summary)
         self._on_close(self)
         for task in self._tasks:
@@ -239,6 +243,8 @@ class Answer:
         sample.last_time = now
 
     def _push(self, delta: TextDelta) -> None:
+        if self.transcript is not None:
+            self.transcript.append(f"[{delta.index}]{delta.text}")
         waiting = self._waiting.get(delta.index)
         if waiting is None:
             self._waiting[delta.index] = delta

@@ -95,6 +95,7 @@ class Service:
         refuse_unknown: bool = False,
         limits: ServiceLimits = ServiceLimits(),
         route: Route = route_by_session,
+        log_prompts: bool = False,
     ) -> None:
         """The first model also answers to "" and, unless `refuse_unknown`, to names that nobody has."""
         assert models
@@ -105,8 +106,8 @@ class Service:
         """Those not closed yet."""
         self._refuse_unknown = refuse_unknown
         self._route = route
-        self._by_name = {alias: model for model in self.models for alias in model.aliases}
-        self._by_name |= {model.name: model for model in self.models}
+        self._log_prompts = log_prompts
+        self._by_name = {name: model for model in reversed(self.models) for name in (model.name, *model.aliases)}
 
     # ---- models
 
@@ -152,6 +153,8 @@ class Service:
         limits = [_limits(call, info, len(prompt.ids), time.perf_counter() - start_time) for prompt in prompts]
         answer = Answer(call, self.shown_name(call.model), model.text.tokenizer, self.observer, self.answers.discard)
         answer.start_time = start_time
+        if self._log_prompts:
+            answer.transcript = [model.text.tokenizer.decode(prompt.ids) for prompt in prompts]
         self.answers.add(answer)
         try:
             for prompt, limit in zip(prompts, limits, strict=True):
@@ -205,22 +208,28 @@ def _encode(call: Call, text: ModelText, info: EngineInfo) -> list[_EncodedPromp
 
 def _encode_prompt(prompt: Prompt, wants_echo: bool, text: ModelText, info: EngineInfo) -> _EncodedPrompt:
     tokenizer, echo = text.tokenizer, ""
+    if _num_characters(prompt) > info.max_model_len * tokenizer.max_token_chars:  # no need to encode it to know
+        raise _too_long(f"over {info.max_model_len}", info, "prompt")
     if isinstance(prompt, TextPrompt):
-        if len(prompt.text) > info.max_model_len * tokenizer.max_token_chars:  # no need to encode it to know
-            raise _too_long("over " + str(info.max_model_len), info, "prompt")
         ids, echo = tokenizer.encode(prompt.text, bos=prompt.bos), prompt.text
     elif isinstance(prompt, TokenPrompt):
-        ids = prompt.ids
-        if not all(0 <= token_id < info.vocab_size for token_id in ids):
-            raise InputError(f"token ids must lie between 0 and {info.vocab_size - 1}", param="prompt")
-        echo = tokenizer.decode(ids) if wants_echo else ""
+        ids, echo = prompt.ids, tokenizer.decode(prompt.ids) if wants_echo else ""
     else:
         ids = encode_chat(text.template, tokenizer, prompt)
     if not ids and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id]
     if not ids:
         raise InputError("the prompt is empty; this model needs at least one token", param="prompt")
+    if not 0 <= min(ids) <= max(ids) < info.vocab_size:
+        raise InputError(f"the prompt has token ids that are not between 0 and {info.vocab_size - 1}", param="prompt")
     return _EncodedPrompt(ids, echo if wants_echo else "")
+
+
+def _num_characters(prompt: Prompt) -> int:
+    """Of the texts in a prompt; ids have none."""
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    return 0 if isinstance(prompt, TokenPrompt) else sum(len(message["content"]) for message in prompt.messages)
 
 
 def _too_long(num_tokens: str, info: EngineInfo, param: str) -> ContextLengthError:
@@ -318,4 +327,5 @@ def make_service(
         [model],
         refuse_unknown=config.unknown_model == "refuse",
         limits=ServiceLimits(config.max_num_samples, config.max_stop_strings),
+        log_prompts=config.log_prompts,
     )

@@ -6,6 +6,7 @@ this server does not have are declared too, so that using one is refused by name
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -172,7 +173,8 @@ def decode_body(body: bytes, kind: type[Body]) -> Body:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
-        param = path.strip("`.").partition("[")[0].partition(".")[0] or None
+        missing = re.search(r"missing required field `(\w+)`", message)
+        param = re.split(r"[.\[]", path.strip("`."))[0] or (missing and missing[1]) or None
         place = f"{path.strip('`.')}: " if path else ""
         raise InputError(f"{place}{message[:1].lower()}{message[1:]}", param=param) from None
     except msgspec.DecodeError as error:

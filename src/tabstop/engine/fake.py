@@ -32,7 +32,7 @@ Script = Callable[[Submit, int], Iterator[int]]
 """(request, sample) → its tokens. When they run out the sample ends as if an end token had come."""
 
 INFO = EngineInfo(
-    "fake", "FakeForCausalLM", max_model_len=4096, vocab_size=256, block_size=16, num_blocks=256, max_num_seqs=64
+    "fake", "FakeForCausalLM", max_model_len=4096, vocab_size=1 << 18, block_size=16, num_blocks=256, max_num_seqs=64
 )
 
 

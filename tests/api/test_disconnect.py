@@ -1,0 +1,121 @@
+"""Clients that leave, at any point and in any manner: nothing of theirs may remain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tabstop.checkpoint import Checkpoint
+from tabstop.engine.fake import FakeEngine
+from tests.api.serving import Running, serving
+
+
+def request_bytes(path: str = "/v1/completions", **body: object) -> bytes:
+    content = json.dumps({"prompt": "x" * 20, "max_tokens": 4000} | body).encode()
+    return b"POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s" % (
+        path.encode(),
+        len(content),
+        content,
+    )
+
+
+@pytest.fixture
+def slow(checkpoint: Checkpoint) -> Iterator[Running]:
+    """No token for minutes: every request stays in its first phase."""
+    engine = FakeEngine(stop_sets={"eos": frozenset()})
+    with serving(checkpoint, engine) as running:
+        engine.delay = 300  # the warm-up is over
+        yield running
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_leaving_before_the_first_token(slow: Running, stream: bool) -> None:
+    with socket.create_connection(("127.0.0.1", slow.port)) as connection:
+        connection.sendall(request_bytes(stream=stream, n=3))
+        slow.wait_until(lambda: slow.service.num_text_states == 3)
+        assert slow.engine.num_live == 1
+    slow.assert_idle()
+    assert slow.engine.num_aborted["waiting"] == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_leaving_in_the_middle(endless: Running, stream: bool) -> None:
+    before = endless.engine.num_aborted["decoding"]
+    with socket.create_connection(("127.0.0.1", endless.port)) as connection:
+        connection.sendall(
+            request_bytes("/v1/chat/completions", messages=[{"role": "user", "content": "x"}], stream=stream)
+        )
+        endless.wait_until(lambda: endless.service.num_text_states == 1)
+        generated = endless.engine.num_generated
+        endless.wait_until(lambda: endless.engine.num_generated > generated + 3)
+    endless.assert_idle()
+    assert endless.engine.num_aborted["decoding"] == before + 1
+
+
+def test_a_reset_is_a_disconnect(endless: Running) -> None:
+    connection = socket.create_connection(("127.0.0.1", endless.port))
+    connection.sendall(request_bytes(stream=True))
+    assert connection.recv(100)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    connection.close()
+    endless.assert_idle()
+
+
+def test_leaving_inside_the_body(endless: Running) -> None:
+    submitted = endless.engine.num_submitted
+    with socket.create_connection(("127.0.0.1", endless.port)) as connection:
+        connection.sendall(request_bytes(stream=True)[:-30])
+    assert httpx.get(endless.url + "/readyz").status_code == 200
+    endless.assert_idle()
+    assert endless.engine.num_submitted == submitted
+
+
+def test_a_client_that_never_reads_is_dropped_when_it_leaves(checkpoint: Checkpoint) -> None:
+    with serving(checkpoint, FakeEngine(stop_sets={"eos": frozenset()})) as running:
+        connection = socket.create_connection(("127.0.0.1", running.port))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(request_bytes(stream=True, n=32))
+        running.wait_until(lambda: running.engine.num_generated > 1000)
+        connection.close()
+        running.assert_idle()
+
+
+async def test_two_hundred_streams_cancelled_at_random_points(endless: Running) -> None:
+    generator = random.Random(0)
+    limits = httpx.Limits(max_connections=200)
+    ended: list[str] = []
+
+    async def one(client: httpx.AsyncClient, patience: float, num_events: int, body: dict[str, object]) -> None:
+        try:
+            async with asyncio.timeout(patience):
+                async with client.stream("POST", "/v1/completions", json=body) as response:
+                    assert response.status_code == 200
+                    async for _ in response.aiter_lines():
+                        num_events -= 1
+                        if not num_events:
+                            break
+            ended.append("left")
+        except TimeoutError:
+            ended.append("cancelled")
+
+    async with httpx.AsyncClient(base_url=endless.url, timeout=60, limits=limits) as client:
+        tasks = []
+        for _ in range(200):
+            body = {
+                "prompt": "x" * generator.randrange(1, 50),
+                "max_tokens": generator.choice([1, 5, 4000]),
+                "n": generator.randrange(1, 4),
+                "stream": generator.random() < 0.8,
+                "stop": ["\n\n", "never"],
+            }
+            tasks.append(one(client, generator.uniform(0.01, 1.0), generator.randrange(1, 40), body))
+        await asyncio.gather(*tasks)
+    endless.assert_idle()
+    assert len(ended) == 200 and ended.count("cancelled") > 20
+    assert httpx.get(endless.url + "/readyz").status_code == 200
