@@ -129,6 +129,18 @@ def test_fit_as_table_and_as_json(tmp_path: Path) -> None:
     assert too_small.returncode == 2 and "256 tokens" in json.loads(too_small.stdout)["problem"]
 
 
+def test_generate_prints_a_continuation(tmp_path: Path) -> None:
+    model = str(tiny_llama(tmp_path))
+    options = ("--max-model-len", "256", "--num-kv-blocks", "64", "--max-tokens", "5")
+    result = run("generate", model, "--prompt", "def f(x):", *options)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout) > 1
+    assert run("generate", model, "--prompt", "def f(x):", *options).stdout == result.stdout
+    refused = run("generate", model, "--prompt", "x " * 300, *options)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: ") and "256" in refused.stderr
+
+
 def test_config_errors_name_the_variable() -> None:
     with pytest.raises(ConfigError, match="TABSTOP_KV_MEMORY is 'much'"):
         config.from_environment(EngineConfig, {"TABSTOP_KV_MEMORY": "much"})

@@ -1,7 +1,7 @@
 """The command `tabstop`: serve, generate, fit, version. Options are the fields of config.py, read from there.
 
-Knows how to print; computes nothing. Imports of torch, HTTP and text happen inside the commands that need them. A
-StartupError is one line `error: …` on stderr and exit code 2.
+Knows how to print; computes nothing. Imports of torch, HTTP and text happen inside the commands that need them. What a
+user got wrong is one line `error: …` on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import typer
 import tabstop
 from tabstop import config
 from tabstop.config import EngineConfig, ServerConfig
-from tabstop.errors import StartupError
+from tabstop.errors import InputError, StartupError
 
 EXIT_CANNOT_START, EXIT_INTERRUPTED = 2, 130
 
@@ -111,6 +111,30 @@ def serve(engine: EngineConfig, server: ServerConfig) -> None:
 
 @app.command()
 @with_options(EngineConfig)
+def generate(
+    engine: EngineConfig,
+    *,
+    prompt: Annotated[str, typer.Option(help="what to continue; '-' reads it from stdin")],
+    max_tokens: Annotated[int, typer.Option(help="longest continuation [tokens]")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="draw from the likeliest tokens of this total probability")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="text that ends the continuation; may be repeated")] = None,
+) -> None:
+    """Continue a prompt and print the text as it comes, without a server."""
+    from tabstop.llm import LLM
+    from tabstop.outputs import SamplingParams
+
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    llm = LLM(**dataclasses.asdict(engine))
+    for piece in llm.stream(text, params):
+        print(piece, end="", flush=True)
+    print()
+    llm.close()
+
+
+@app.command()
+@with_options(EngineConfig)
 def fit(
     engine: EngineConfig, *, json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False
 ) -> None:
@@ -140,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The console script. Never returns."""
     try:
         app(arguments)
-    except StartupError as error:
+    except (StartupError, InputError) as error:
         print(f"error: {error.message}", file=sys.stderr)
         sys.exit(EXIT_CANNOT_START)
     except KeyboardInterrupt:

@@ -86,6 +86,18 @@ class LLM:
         prompts = [Conversation(m, add_generation_prompt, continue_final_message) for m in several]  # type: ignore[arg-type]
         return self._run(prompts, sampling_params, use_tqdm)
 
+    def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> Iterator[str]:
+        """The text of one continuation, piece by piece. Leaving the iterator early aborts it. Raises InputError."""
+        params = sampling_params or SamplingParams()
+        if params.n != 1:
+            raise InputError("only one continuation can be streamed; leave n at 1")
+        answer = self._wait(self._service.start(_call(_prompt(prompt), params)))
+        try:
+            while deltas := self._wait(answer.next_deltas()):
+                yield "".join(delta.text for delta in deltas)
+        finally:
+            self._wait(answer.close())
+
     def get_tokenizer(self) -> Tokenizer:
         return self._service.models[0].text.tokenizer
 
