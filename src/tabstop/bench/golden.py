@@ -248,11 +248,13 @@ class GoldenServer:
         async for step in _paced(script, start):
             if step.kind == "cut":
                 if request.transport is not None:
-                    request.transport.abort()
+                    request.transport.close()  # what was written still arrives
                 return response
             if step.kind != "text":
                 await response.write(_odd_bytes(step.kind))
-                continue
+                if step.kind == "ping":
+                    continue
+                return response  # a fault ends the stream
             total += step.num_tokens
             data = b"data: " + msgspec.json.encode(wire.text(step.text, step.num_tokens, total)) + b"\n\n"
             if wire.behaviour.style == "inside-utf8":

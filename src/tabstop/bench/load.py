@@ -23,11 +23,10 @@ Report = Callable[[Record], None]
 
 
 class Job(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A worker's share of a run. `start` is a time.monotonic value, the same for all workers."""
+    """A worker's share of a run."""
 
     endpoint: Endpoint
     sessions: list[Session]
-    start: float
     concurrency: int | None = None  # slots of this worker in a closed loop; None: open loop
     first_slot: int = 0  # of this worker among all slots, for the ramp
     num_slots: int = 1  # of all workers
@@ -81,10 +80,11 @@ def _wake(future: asyncio.Future[None]) -> None:
 
 
 class LoadRunner:
-    """One job. Records go to `report` as soon as they are complete."""
+    """One job. Records go to `report` as soon as they are complete. `start` is set before run()."""
 
     def __init__(self, job: Job, client: Client, pacer: Pacer, report: Report) -> None:
         self.job = job
+        self.start = 0.0  # the run's zero, a time.monotonic value, the same for all workers
         self.client = client
         self.pacer = pacer
         self.report = report
@@ -110,7 +110,7 @@ class LoadRunner:
                 intended = session.start or 0.0
                 if self.job.duration is not None and intended > self.job.duration:
                     break
-                await self.pacer.until(self.job.start + intended)
+                await self.pacer.until(self.start + intended)
                 group.create_task(self._play(session, intended))
 
     async def _closed_loop(self, concurrency: int) -> None:
@@ -121,8 +121,8 @@ class LoadRunner:
                 group.create_task(self._slot(waiting, self.job.ramp * position))
 
     async def _slot(self, waiting: Iterator[Session], begin: float) -> None:
-        await self.pacer.until(self.job.start + begin)
-        free = begin
+        await self.pacer.until(self.start + begin)
+        free = self.client.now()  # a slot's first request is due when the slot exists; later ones when it is free
         for session in waiting:
             if free > (math.inf if self.job.duration is None else self.job.duration):
                 return
@@ -141,7 +141,7 @@ class LoadRunner:
                 else:
                     previous = await running if running else None
                     intended = self.client.now() + turn.delay
-                await self.pacer.until(self.job.start + intended)
+                await self.pacer.until(self.start + intended)
                 if turn.supersedes and running is not None:
                     running.cancel()
             record = _blank(session, number, turn, intended)
@@ -170,14 +170,19 @@ def _blank(session: Session, number: int, turn: Turn, intended: float) -> Record
     )
 
 
-async def run_job(job: Job, report: Report) -> ClientHealth:
-    """The whole job in this process; returns what it cost the client."""
+async def run_job(job: Job, report: Report, wait_for_start: Callable[[], float]) -> ClientHealth:
+    """The whole job in this process; returns what it cost the client.
+
+    `wait_for_start` is called when all requests are encoded; it returns the run's zero (time.monotonic).
+    """
     async with open_session(job.endpoint) as session:
         pacer = Pacer(asyncio.get_running_loop())
-        client = Client(job.endpoint, session, monotonic_since(job.start))
+        client = Client(job.endpoint, session, monotonic_since(0.0))
         runner = LoadRunner(job, client, pacer, report)
+        runner.start = wait_for_start()
+        client.now = monotonic_since(runner.start)
         lags: list[float] = []
-        await pacer.until(job.start)
+        await pacer.until(runner.start)
         probe = asyncio.create_task(_watch_loop(lags))
         began, cpu = time.monotonic(), time.process_time()
         try:

@@ -7,6 +7,7 @@ an interrupted run still has its results.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import queue
 import signal
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
@@ -22,15 +23,18 @@ import msgspec
 
 from tabstop.bench.client import Endpoint
 from tabstop.bench.load import Job, run_job
-from tabstop.bench.records import ClientHealth, Record, Session, Turn
+from tabstop.bench.records import ClientHealth, Record, Session
 from tabstop.errors import InternalError
 
-START_DELAY = 0.15  # seconds from handing out jobs to time zero; encoding prompts happens inside
-BYTES_PER_SECOND_ENCODED = 20e6  # a cautious speed of reading and encoding a job
+START_DELAY = 0.05  # seconds from the last worker's being ready to time zero
 
 
 class RecordFrame(msgspec.Struct, tag="record"):
     record: Record
+
+
+class ReadyFrame(msgspec.Struct, tag="ready"):
+    """All requests are encoded; the worker waits for the start time."""
 
 
 class DoneFrame(msgspec.Struct, tag="done"):
@@ -41,7 +45,7 @@ class FailFrame(msgspec.Struct, tag="fail"):
     message: str
 
 
-Frame = RecordFrame | DoneFrame | FailFrame
+Frame = RecordFrame | ReadyFrame | DoneFrame | FailFrame
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +63,9 @@ class RunResult(msgspec.Struct, kw_only=True):
 
     records: list[Record]
     health: list[ClientHealth]
-    is_interrupted: bool = False
+    start: float = 0.0  # the run's zero as a time.monotonic value
+    is_interrupted: bool = False  # by Ctrl-C
+    is_stopped: bool = False  # by the report function
 
 
 def write_frame(stream: IO[bytes], value: object) -> None:
@@ -90,26 +96,37 @@ class WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._kill()
         for process in self._processes:
             assert process.stdin is not None and process.stdout is not None
-            process.kill()
             process.wait()
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
             process.stdout.close()
 
-    def run(self, plan: LoadPlan, report: Callable[[Record], None] | None = None) -> RunResult:
-        """Runs the plan to its end, or to Ctrl-C: then the workers are replaced and what came so far is returned."""
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+    def run(self, plan: LoadPlan, report: Callable[[Record], bool | None] | None = None) -> RunResult:
+        """Runs the plan to its end, to Ctrl-C, or until `report` returns True.
+
+        In the last two cases the workers are replaced (open connections close) and what came so far is returned.
+        """
+        jobs = split(plan, self.num_workers)
         result = RunResult(records=[], health=[])
+        num_busy = sum(bool(job.sessions) for job in jobs)
+        start = _Start(num_busy)
 
         def take(record: Record) -> None:
             result.records.append(record)
-            if report is not None:
-                report(record)
+            if report is not None and report(record) and not result.is_stopped:
+                result.is_stopped = True
+                self._kill()
 
-        jobs = split(plan, self.num_workers)
         with ThreadPoolExecutor(self.num_workers) as threads:
             waits = [
-                threads.submit(_drive, process, job, take)
+                threads.submit(_drive, process, job, start, take)
                 for process, job in zip(self._processes, jobs, strict=True)
                 if job.sessions
             ]
@@ -117,15 +134,28 @@ class WorkerPool:
                 result.health = [wait.result() for wait in waits]
             except KeyboardInterrupt:
                 result.is_interrupted = True
-                self.__exit__()  # the drivers see the pipes end
-        if result.is_interrupted:
+                self._kill()  # the drivers see the pipes end
+        if result.is_interrupted or result.is_stopped:
+            self.__exit__()
             self.__enter__()
+        result.start = start.at
         for number, health in enumerate(result.health):
             health.worker = number
         return result
 
 
-def _drive(process: subprocess.Popen[bytes], job: Job, take: Callable[[Record], None]) -> ClientHealth:
+class _Start:
+    """Time zero, agreed when the last worker is ready."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.at = 0.0
+        self.barrier = threading.Barrier(num_workers, action=self._agree)
+
+    def _agree(self) -> None:
+        self.at = time.monotonic() + START_DELAY
+
+
+def _drive(process: subprocess.Popen[bytes], job: Job, start: _Start, take: Callable[[Record], None]) -> ClientHealth:
     assert process.stdin is not None and process.stdout is not None
     write_frame(process.stdin, job)
     decode = msgspec.msgpack.Decoder(Frame).decode
@@ -133,10 +163,15 @@ def _drive(process: subprocess.Popen[bytes], job: Job, take: Callable[[Record], 
         frame = decode(data)
         if isinstance(frame, RecordFrame):
             take(frame.record)
+        elif isinstance(frame, ReadyFrame):
+            start.barrier.wait()
+            write_frame(process.stdin, start.at)
         elif isinstance(frame, DoneFrame):
             return frame.health
         else:
+            start.barrier.abort()
             raise InternalError(f"a benchmark worker failed: {frame.message}")
+    start.barrier.abort()
     if process.poll() is not None and process.returncode not in (0, -signal.SIGKILL):
         raise InternalError(f"a benchmark worker died with code {process.returncode}")
     return ClientHealth()
@@ -144,8 +179,6 @@ def _drive(process: subprocess.Popen[bytes], job: Job, take: Callable[[Record], 
 
 def split(plan: LoadPlan, num_workers: int) -> list[Job]:
     """Sessions go round robin, so that each worker sees the whole run's rhythm; slots are shared out evenly."""
-    num_prompt_bytes = sum(len(t.text) + 4 * len(t.ids) + sum(len(m.content) for m in t.messages) for t in _turns(plan))
-    start = time.monotonic() + START_DELAY + num_prompt_bytes / BYTES_PER_SECOND_ENCODED + len(plan.sessions) * 5e-5
     jobs, first_slot = [], 0
     for number in range(num_workers):
         slots = None
@@ -156,7 +189,6 @@ def split(plan: LoadPlan, num_workers: int) -> list[Job]:
             Job(
                 endpoint=plan.endpoint,
                 sessions=_share(plan, num_workers, number) if has_work else [],
-                start=start,
                 concurrency=slots,
                 first_slot=first_slot,
                 num_slots=plan.concurrency or 1,
@@ -173,10 +205,6 @@ def _share(plan: LoadPlan, num_workers: int, number: int) -> list[Session]:
     return plan.sessions[number::used]
 
 
-def _turns(plan: LoadPlan) -> Sequence[Turn]:
-    return [turn for session in plan.sessions for turn in session.turns]
-
-
 def main() -> None:
     """Reads jobs until stdin ends. SIGINT is the parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -186,9 +214,15 @@ def main() -> None:
     decode = msgspec.msgpack.Decoder(Job).decode
     frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()  # a full pipe must not stop the event loop
     threading.Thread(target=_write_all, args=(frames,), daemon=True).start()
+
+    def wait_for_start() -> float:
+        frames.put(ReadyFrame())
+        return msgspec.msgpack.decode(read_frame(sys.stdin.buffer) or b"", type=float)
+
     while (data := read_frame(sys.stdin.buffer)) is not None:
         try:
-            health = asyncio.run(run_job(decode(data), lambda record: frames.put(RecordFrame(record))))
+            job = decode(data)
+            health = asyncio.run(run_job(job, lambda record: frames.put(RecordFrame(record)), wait_for_start))
         except Exception as error:
             frames.put(FailFrame(f"{type(error).__name__}: {error}"))
         else:

@@ -1,0 +1,342 @@
+"""`tabstop bench …`, `tabstop cost`, `tabstop plan`: options in, reports out, exit codes.
+
+0: done. 2: bad input, one line on stderr. 3: INVALID, the client was the bottleneck. 130: Ctrl-C, partial report kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tabstop.bench.cli_money import cost, plan
+from tabstop.bench.client import Endpoint
+from tabstop.bench.compare import Arm, CompareSpec, compare
+from tabstop.bench.exits import EXIT_INTERRUPTED, EXIT_INVALID, fails_in_one_line
+from tabstop.bench.fingerprint import EnergyMeter, fingerprint
+from tabstop.bench.gate import GateLimits
+from tabstop.bench.options import Options, make_endpoint, make_setup, parse_slo, with_options
+from tabstop.bench.outputs import output_folder, show, write_all
+from tabstop.bench.probe import ServerFacts, probe
+from tabstop.bench.progress import LiveProgress
+from tabstop.bench.records import Record
+from tabstop.bench.report import (
+    BenchReport,
+    Endpoints,
+    RunSection,
+    comparison_section,
+    describe_endpoint,
+    make_section,
+    now,
+    redacted,
+)
+from tabstop.bench.run import RunSetup, counter_for, execute, make_maker, warm_up
+from tabstop.bench.sanity import check, check_summary, model_facts, parse_gpu, read_claims
+from tabstop.bench.selftest import SelfTestSpec, selftest
+from tabstop.bench.servers import Fleet, Server
+from tabstop.bench.sweep import Sweep, SweepSpec
+from tabstop.bench.workers import WorkerPool
+from tabstop.bench.workloads.prompts import PromptMaker
+from tabstop.errors import ConfigError
+
+__all__ = ["bench_app", "cost", "plan"]
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure, compare and check inference servers.")
+
+
+class Target(msgspec.Struct, kw_only=True):
+    """An endpoint that was probed and can be asked."""
+
+    endpoint: Endpoint
+    facts: ServerFacts
+    maker: PromptMaker
+    described: Endpoints
+
+
+def make_target(options: Options, setup: RunSetup, url: str, label: str, command: str | None = None) -> Target:
+    """Raises InputError for whatever the probe finds wrong."""
+    asked = make_endpoint(options, url, label)
+    counter = counter_for(asked, setup.tokens) if setup.tokens.form != "ids" else None
+    endpoint, facts = probe(asked, counter)
+    maker = make_maker(endpoint, facts, setup.tokens)
+    if setup.workload.name == "chat" and endpoint.dialect == "openai-completions" and options.dialect == "auto":
+        endpoint, facts = probe(msgspec.structs.replace(endpoint, dialect="openai-chat"), counter)
+    if setup.workload.name == "chat":
+        text = msgspec.structs.replace(setup.tokens, form="text")
+        maker = make_maker(endpoint, msgspec.structs.replace(facts, num_added=0), text)
+    return Target(endpoint=endpoint, facts=facts, maker=maker, described=describe_endpoint(endpoint, facts, command))
+
+
+def _servers(urls: list[str], starts: list[str] | None, timeout: float) -> list[Server]:
+    return [Server(url=url) for url in urls] + [Server(command=c, start_timeout=timeout) for c in starts or []]
+
+
+def _report(kind: str, setup: RunSetup, runs: list[RunSection]) -> BenchReport:
+    command = ["tabstop", *redacted(sys.argv[1:])]
+    return BenchReport(
+        kind=kind,  # type: ignore[arg-type]
+        created=now(),
+        command=command,
+        environment=fingerprint(),
+        setup=setup,
+        runs=runs,
+    )
+
+
+def _check_sanity(options: Options, runs: list[RunSection]) -> None:
+    hardware = parse_gpu(options.gpu) if options.gpu else None
+    model = model_facts(options.model_config, options.weight_bytes) if options.model_config else None
+    for run in runs:
+        run.sanity = check_summary(run.summary, model, hardware)
+
+
+def _finish(report: BenchReport, records: list[tuple[str, list[Record]]], options: Options) -> None:
+    folder = output_folder(options.out, report.kind)
+    write_all(report, records, folder, keep_text=options.keep_text)
+    show(report, folder, Console())
+    if any(run.is_interrupted for run in report.runs):
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not report.is_valid:
+        raise typer.Exit(EXIT_INVALID)
+
+
+Start = Annotated[list[str] | None, typer.Option("--start", help="command that starts a server; {port} is replaced")]
+StartTimeout = Annotated[float, typer.Option(help="seconds that a started server may take to answer")]
+
+
+@bench_app.command("run")
+@fails_in_one_line
+@with_options(Options)
+def run_command(
+    options: Options,
+    url: Annotated[str | None, typer.Argument(help="endpoint to measure")] = None,
+    start: Start = None,
+    start_timeout: StartTimeout = 600.0,
+) -> None:
+    """Measure one endpoint."""
+    setup = make_setup(options)
+    servers = _servers([url] if url else [], start, start_timeout)
+    if len(servers) != 1:
+        raise ConfigError("give one URL or one --start command")
+    with ExitStack() as stack:
+        fleet = stack.enter_context(Fleet(servers))
+        target = make_target(options, setup, fleet.use(0)[0], _short_name(0, servers[0])[2:], servers[0].command)
+        pool = stack.enter_context(WorkerPool(options.workers))
+        live = stack.enter_context(LiveProgress(Console(stderr=True)))
+        warm_up(pool, target.endpoint, setup, target.maker)
+        meter = EnergyMeter()
+        joules = meter.joules()
+        outcome = execute(pool, target.endpoint, setup, target.maker, live.task("run", setup.workload.num_requests))
+        used = None if joules is None else (meter.joules() or 0.0) - joules
+    section = make_section(outcome, target.described, used)
+    _check_sanity(options, [section])
+    _finish(_report("run", setup, [section]), [(section.label, outcome.records)], options)
+
+
+@bench_app.command("compare")
+@fails_in_one_line
+@with_options(Options)
+def compare_command(
+    options: Options,
+    urls: Annotated[list[str] | None, typer.Argument(help="endpoints; the first is the baseline")] = None,
+    start: Start = None,
+    start_timeout: StartTimeout = 600.0,
+    one_at_a_time: Annotated[
+        bool, typer.Option(help="only the measured server runs (slower, fairer on one card)")
+    ] = False,
+    label: Annotated[list[str] | None, typer.Option(help="names of the endpoints, in order")] = None,
+    blocks: Annotated[int, typer.Option(help="ABBA blocks; each endpoint runs twice in each")] = 10,
+    aa_blocks: Annotated[int, typer.Option(help="blocks of the baseline against itself; 0: none")] = 5,
+    minimum_effect: Annotated[float, typer.Option(help="smaller differences are no difference (0.01 = 1 %)")] = 0.01,
+    max_output_difference: Annotated[float, typer.Option(help="gate: output tokens may differ by so much")] = 0.02,
+    max_unequal_answers: Annotated[
+        float | None, typer.Option(help="gate: share of greedy answers that may differ; default: not looked at")
+    ] = None,
+) -> None:
+    """Compare endpoints: same work, alternating blocks, an A/A run, a verdict for each metric."""
+    setup = make_setup(options)
+    servers = _servers(urls or [], start, start_timeout)
+    if len(servers) < 2:
+        raise ConfigError("give at least two endpoints: URLs, or --start commands")
+    names = (label or []) + [_short_name(i, server) for i, server in enumerate(servers)][len(label or []) :]
+    limits = GateLimits(output_tokens=max_output_difference, unequal_greedy_answers=max_unequal_answers)
+    spec = CompareSpec(
+        num_blocks=blocks,
+        num_aa_blocks=aa_blocks,
+        minimum_effect=minimum_effect,
+        limits=limits,
+        seed=setup.workload.seed,
+    )
+    with ExitStack() as stack:
+        fleet = stack.enter_context(Fleet(servers, one_at_a_time=one_at_a_time))
+        pool = stack.enter_context(WorkerPool(options.workers))
+        targets = [
+            make_target(options, setup, fleet.use(i)[0], names[i], server.command) for i, server in enumerate(servers)
+        ]
+        _same_maker(targets)
+        live = stack.enter_context(LiveProgress(Console(stderr=True)))
+        arms = [_arm(fleet, i, targets, pool, setup) for i in range(len(targets))]
+        for number, target in enumerate(targets):
+            if not one_at_a_time:
+                warm_up(pool, arms[number].enter(), setup, target.maker)
+        result = compare(
+            pool,
+            arms,
+            setup,
+            spec,
+            lambda name, done, total: live.task(f"{done + 1}/{total} {name}", setup.workload.num_requests),
+        )
+    sections = [make_section(o, t.described) for o, t in zip(result.outcomes, targets, strict=True)]
+    for section in sections:
+        section.is_interrupted = result.is_interrupted
+    _check_sanity(options, sections)
+    report = _report("compare", setup, sections)
+    report.comparison = comparison_section(result)
+    _finish(report, [(s.label, o.records) for s, o in zip(sections, result.outcomes, strict=True)], options)
+
+
+def _short_name(number: int, server: Server) -> str:
+    """ "A http://…" or "B llama_cpp.server": short enough for a column."""
+    words = server.name.split()
+    is_command = server.command is not None
+    name = next((word for word in words[1:] if "." in word or word == "serve"), words[0]) if is_command else words[0]
+    return f"{'ABCDEFGHIJ'[number % 10]} {name}"[:40]
+
+
+def _same_maker(targets: list[Target]) -> None:
+    """All endpoints get the same prompts: text for all if one of them does not take ids."""
+    kinds = {type(target.maker) for target in targets}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "the endpoints do not take the same form of prompt: give --tokenizer and --prompt-form text, so that all "
+            "get the same text"
+        )
+    for target in targets[1:]:
+        target.maker = targets[0].maker
+
+
+def _arm(fleet: Fleet, number: int, targets: list[Target], pool: WorkerPool, setup: RunSetup) -> Arm:
+    """Another name of the same URL gets other prompts, or its own cache would answer."""
+    target = targets[number]
+    same = [i for i in range(number) if targets[i].endpoint.url == target.endpoint.url and not fleet.one_at_a_time]
+
+    def enter() -> Endpoint:
+        url, is_new = fleet.use(number)
+        is_started = fleet.servers[number].command is not None
+        endpoint = msgspec.structs.replace(target.endpoint, url=url) if is_started else target.endpoint
+        if is_new:
+            warm_up(pool, endpoint, setup, target.maker)
+        return endpoint
+
+    return Arm(label=target.described.label, maker=target.maker, enter=enter, salt=len(same))
+
+
+@bench_app.command("sweep")
+@fails_in_one_line
+@with_options(Options)
+def sweep_command(
+    options: Options,
+    url: Annotated[str | None, typer.Argument(help="endpoint to measure")] = None,
+    start: Start = None,
+    start_timeout: StartTimeout = 600.0,
+    percentile: Annotated[float, typer.Option(help="share of requests that must keep the --slo")] = 0.99,
+    max_requests: Annotated[int, typer.Option(help="requests per rate of the search, if not decided before")] = 2000,
+    min_duration: Annotated[float, typer.Option(help="seconds a rate must last before it can pass")] = 10.0,
+    saturating_concurrency: Annotated[int, typer.Option(help="requests in flight that saturate the server")] = 64,
+) -> None:
+    """Latency against throughput, the saturation point, and the largest rate that meets the SLO."""
+    setup = make_setup(options)
+    _, level = parse_slo(options.slo)
+    servers = _servers([url] if url else [], start, start_timeout)
+    if len(servers) != 1:
+        raise ConfigError("give one URL or one --start command")
+    spec = SweepSpec(
+        percentile=level or percentile,
+        max_requests=max_requests,
+        min_duration=min_duration,
+        curve_requests=options.num_requests,
+        saturating_concurrency=saturating_concurrency,
+    )
+    with ExitStack() as stack:
+        fleet = stack.enter_context(Fleet(servers))
+        target = make_target(options, setup, fleet.use(0)[0], _short_name(0, servers[0])[2:], servers[0].command)
+        pool = stack.enter_context(WorkerPool(options.workers))
+        live = stack.enter_context(LiveProgress(Console(stderr=True)))
+        warm_up(pool, target.endpoint, setup, target.maker)
+        sweep = Sweep(pool, target.endpoint, setup, spec, target.maker, lambda title: live.task(title, None))
+        result, outcome = sweep.run(), sweep.first
+    assert outcome is not None
+    section = make_section(outcome, target.described)
+    section.is_interrupted = result.is_interrupted
+    section.invalid = [f"at {p.rate:.3g}/s: {fault}" for p in result.points for fault in p.invalid]
+    _check_sanity(options, [section])
+    report = _report("sweep", setup, [section])
+    report.sweep = result
+    _finish(report, [(section.label, outcome.records)], options)
+
+
+@bench_app.command("sanity")
+@fails_in_one_line
+def sanity_command(
+    claims: Annotated[Path, typer.Argument(help="JSON list of claims; docs/benchmarking.md has the fields")],
+) -> None:
+    """Check a published table against physics: every claim that cannot be true, with the arithmetic."""
+    console = Console()
+    num_flagged = 0
+    for claim in read_claims(claims):
+        flags = check(claim)
+        num_flagged += bool(flags)
+        console.print(
+            f"{'[red]impossible[/red]' if flags else '[green]possible[/green]  '} {claim.name}", highlight=False
+        )
+        for flag in flags:
+            console.print(f"    {flag.what.split(':')[0]}: {flag.claim}; {flag.limit} ({flag.why})", highlight=False)
+    console.print(f"{num_flagged} impossible claims")
+
+
+@bench_app.command("selftest")
+@fails_in_one_line
+def selftest_command(
+    streams: Annotated[int, typer.Option(help="streams of 4 tokens a second for the clock check")] = 500,
+    seconds: Annotated[float, typer.Option(help="length of the clock check")] = 20.0,
+    repeats: Annotated[int, typer.Option(help="A/A comparisons in all; a fifth of them through sockets")] = 200,
+    workers: Annotated[int, typer.Option(help="client processes")] = 2,
+    out: Annotated[Path | None, typer.Option(help="write the checks and the recorded noise here (JSON)")] = None,
+) -> None:
+    """Measure the measuring: clocks, token accounts, false verdicts and power, against a golden server."""
+    spec = SelfTestSpec(
+        num_streams=streams,
+        seconds=seconds,
+        socket_repeats=repeats // 5,
+        noise_repeats=repeats - repeats // 5,
+        socket_power_repeats=repeats // 10,
+        noise_power_repeats=repeats - repeats // 10,
+    )
+    progress = Console(stderr=True)
+    result = selftest(spec, workers, lambda text: progress.print(text, highlight=False))
+    console = Console()
+    table = Table("check", "measured", "limit", "")
+    for check_line in result.checks:
+        shown = "[green]holds[/green]" if check_line.passed else "[red]FAILS[/red]"
+        table.add_row(check_line.name, check_line.measured, check_line.limit, shown)
+    console.print(table, highlight=False)
+    console.print(f"{result.seconds:.0f} s")
+    if out is not None:
+        out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """python -m tabstop.bench"""
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+    app.add_typer(bench_app, name="bench")
+    app.command("cost")(cost)
+    app.command("plan")(plan)
+    app()

@@ -1,0 +1,294 @@
+"""What a token costs: price of the devices held / tokens they make, at capacity and at the utilisation one really has.
+
+Every figure carries its source. With reports of at least four different mixes, device seconds are split over uncached
+input, cached input and output tokens by non-negative least squares; from fewer they cannot be told apart, and the
+whole price is put on the output tokens.
+"""
+
+from __future__ import annotations
+
+import datetime
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from scipy import optimize
+
+from tabstop.bench.report import BenchReport
+from tabstop.errors import InputError
+
+HOURS_A_MONTH = 730.0
+OLD_AFTER = 90  # days
+UTILIZATIONS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05)
+MAX_CONDITION = 100.0  # of the scaled mixes; beyond it prices of single kinds mean nothing
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """What is paid an hour for all devices of one replica. unit: USD"""
+
+    hourly: float
+    source: str
+    date: datetime.date
+    name: str = ""
+
+    def age(self, today: datetime.date) -> int:
+        return (today - self.date).days
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """One number of the cost report and where it comes from."""
+
+    name: str
+    value: float | None
+    unit: str
+    source: str
+    low: float | None = None
+    high: float | None = None
+
+
+class Mix(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured load. unit: per second of one replica"""
+
+    label: str
+    uncached: float
+    cached: float
+    output: float
+    requests: float
+    is_capacity: bool  # a saturated or SLO-bound rate, not just some load
+
+
+class CostQuestion(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user wants to know beside the price of a token."""
+
+    price: Price
+    utilization: float = 1.0
+    acceptance: float | None = None  # share of completions that the user takes
+    api_prices: dict[str, float] = {}  # input, cached, output: USD a million
+    tariff: float | None = None  # USD a kWh
+
+
+def read_book(path: Path | None = None) -> list[dict[str, Any]]:
+    """Entries of a price book. Raises InputError for a file that is none."""
+    try:
+        text = (
+            path.read_text() if path else resources.files("tabstop.bench").joinpath("data", "prices.toml").read_text()
+        )
+        entries = list(tomllib.loads(text)["price"])
+        for entry in entries:
+            float(entry["hourly"]), int(entry["devices"]), entry["name"], entry["date"], entry["source"]
+        return entries
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a price book ({error}); see docs/benchmarking.md for its fields") from None
+
+
+def parse_price(written: str, num_devices: int, today: datetime.date) -> Price:
+    """`4.10/gpu-hour` (× devices), `32.77/hour` or `32.77`. Raises InputError for anything else."""
+    amount, _, unit = written.lstrip("$").partition("/")
+    try:
+        hourly = float(amount)
+        if hourly < 0 or unit not in ("", "hour", "h", "gpu-hour", "device-hour"):
+            raise ValueError
+    except ValueError:
+        raise InputError(f"cannot read --price {written!r}; write 4.10/gpu-hour or 32.77/hour") from None
+    if unit in ("gpu-hour", "device-hour"):
+        hourly *= num_devices
+    return Price(hourly=hourly, source=f"--price {written}, {num_devices} devices", date=today, name="given")
+
+
+def book_price(name: str, num_devices: int | None = None, book: Path | None = None) -> Price:
+    """An entry by name; with `num_devices`, that share of it. Raises InputError, listing the book, if absent."""
+    entries = read_book(book)
+    for entry in entries:
+        if entry["name"].lower() == name.lower():
+            devices = int(entry["devices"])
+            share = 1.0 if num_devices is None else num_devices / devices
+            told = f"{entry['source']}; {num_devices or devices} of {devices} devices paid"
+            return Price(hourly=float(entry["hourly"]) * share, source=told, date=entry["date"], name=entry["name"])
+    raise InputError(f"no price for {name!r}: give --price, or one of {', '.join(e['name'] for e in entries)}")
+
+
+def mixes_of(report: BenchReport) -> list[Mix]:
+    """A mix for each measured load of the report: every open rate that was kept up, or the run itself."""
+    found = []
+    if report.sweep is not None:
+        for point in report.sweep.points:
+            is_capacity = point.purpose == "saturation" or (point.purpose == "search" and point.is_met is True)
+            found.append(_mix(point.summary, f"{point.purpose} {point.rate:.3g}/s", is_capacity))
+    else:
+        found += [_mix(run.summary, run.label, False) for run in report.runs]
+    return [mix for mix in found if mix.output > 0]
+
+
+def _mix(summary: Any, label: str, is_capacity: bool) -> Mix:
+    tokens, length = summary.tokens, summary.window.length
+    rate = summary.output_tokens_per_s.value or 0.0
+    output = tokens.output_by_server if tokens.output_by_server is not None else tokens.output_counted
+    per_output = rate / output if output else 0.0  # scales whole-run sums to the window's rate
+    cached = tokens.cached or 0
+    return Mix(
+        label=label,
+        uncached=(tokens.prompt - cached) * per_output,
+        cached=cached * per_output,
+        output=rate,
+        requests=summary.requests_per_s.value or (summary.num_requests / length if length else 0.0),
+        is_capacity=is_capacity,
+    )
+
+
+def capacity_of(mixes: Sequence[Mix]) -> Mix:
+    """The load with the highest token rate, proven capacities first."""
+    best = [mix for mix in mixes if mix.is_capacity] or list(mixes)
+    return max(best, key=lambda mix: mix.output)
+
+
+def split_by_kind(mixes: Sequence[Mix]) -> tuple[np.ndarray, np.ndarray] | str:
+    """Device seconds of an uncached input, a cached input and an output token, with their leave-one-out errors.
+
+    shape: (3,), (3,). Or the reason why they cannot be told apart. A kind that no mix has costs nothing (0 ± 0).
+    """
+    if len(mixes) < 4:
+        return f"needs runs of at least 4 different mixes at capacity, there are {len(mixes)}"
+    table = np.array([[mix.uncached, mix.cached, mix.output] for mix in mixes])
+    present = table.sum(axis=0) > 0
+    scaled = table[:, present] / table[:, present].max(axis=0)
+    if np.linalg.cond(scaled) > MAX_CONDITION:
+        return "the mixes are too alike: vary the input : output ratio (and cache hits) between the runs"
+
+    def fit(rows: np.ndarray) -> np.ndarray:
+        seconds = np.zeros(3)
+        seconds[present], _ = optimize.nnls(rows[:, present], np.ones(len(rows)))
+        return seconds
+
+    left_out = np.array([fit(np.delete(table, i, axis=0)) for i in range(len(table))])
+    errors = np.sqrt((len(table) - 1) * ((left_out - left_out.mean(axis=0)) ** 2).mean(axis=0))
+    return fit(table), errors
+
+
+def cost_figures(reports: Sequence[BenchReport], question: CostQuestion) -> list[Figure]:
+    """All figures, in the order in which they are read. Raises InputError if the reports made no tokens."""
+    mixes = [mix for report in reports for mix in mixes_of(report)]
+    if not mixes:
+        raise InputError("the reports hold no run that made tokens")
+    if not 0 < question.utilization <= 1:
+        raise InputError(f"--utilization is {question.utilization:g}; it must be over 0 and at most 1")
+    capacity = capacity_of(mixes)
+    price = question.price
+    second = price.hourly / 3600
+    measured = "proven capacity" if capacity.is_capacity else "measured load (run a sweep for the capacity)"
+    base = f"{price.source} ({price.date}); {measured}: {capacity.label}, {capacity.output:.4g} output tokens/s"
+    whole = 1e6 * second / capacity.output
+    figures = [
+        Figure(name="output tokens, all cost on them, at capacity", value=whole, unit="USD/million", source=base)
+    ]
+    at_use = f"{base}; utilisation {100 * question.utilization:g} %"
+    figures.append(
+        Figure(
+            name=f"output tokens, all cost on them, at {100 * question.utilization:g} % use",
+            value=whole / question.utilization,
+            unit="USD/million",
+            source=at_use,
+        )
+    )
+    figures += _split_figures(mixes, second, question.utilization, price)
+    figures += _request_figures(reports, capacity, second, question, at_use)
+    figures += _break_even(capacity, question)
+    figures += _energy_figures(reports, question)
+    return figures
+
+
+def _split_figures(mixes: Sequence[Mix], second: float, utilization: float, price: Price) -> list[Figure]:
+    names = ("uncached input tokens", "cached input tokens", "output tokens alone")
+    split = split_by_kind(mixes)
+    if isinstance(split, str):
+        return [Figure(name=name, value=None, unit="USD/million", source=split) for name in names]
+    source = f"least squares over {len(mixes)} mixes, ± leave-one-out; {price.source} ({price.date})"
+    figures = []
+    for use in dict.fromkeys((1.0, utilization)):
+        for name, seconds, error in zip(names, *split, strict=True):
+            value, spread = 1e6 * second * seconds / use, 1e6 * second * 1.96 * error / use
+            figures.append(
+                Figure(
+                    name=f"{name}, at {'capacity' if use == 1 else f'{100 * use:g} % use'}",
+                    value=float(value),
+                    low=max(0.0, float(value - spread)),
+                    high=float(value + spread),
+                    unit="USD/million",
+                    source=source,
+                )
+            )
+    return figures
+
+
+def _request_figures(
+    reports: Sequence[BenchReport], capacity: Mix, second: float, question: CostQuestion, source: str
+) -> list[Figure]:
+    if not capacity.requests:
+        return []
+    per_request = second / capacity.requests / question.utilization
+    figures = [Figure(name="request", value=per_request, unit="USD", source=source)]
+    if question.acceptance:
+        shown = f"{source}; acceptance {100 * question.acceptance:g} %"
+        figures.append(
+            Figure(name="accepted completion", value=per_request / question.acceptance, unit="USD", source=shown)
+        )
+    sent = sum(run.summary.num_requests for report in reports for run in report.runs)
+    given_up = sum(
+        run.summary.outcomes.get(name, 0)
+        for report in reports
+        for run in report.runs
+        for name in ("cancelled", "superseded", "error", "timeout")
+    )
+    share = given_up / sent if sent else 0.0
+    figures.append(Figure(name="requests paid for and not delivered", value=share, unit="share", source="the reports"))
+    return figures
+
+
+def _break_even(capacity: Mix, question: CostQuestion) -> list[Figure]:
+    if not question.api_prices:
+        return []
+    prices = question.api_prices
+    per_second = (
+        capacity.uncached * prices.get("input", 0.0)
+        + capacity.cached * prices.get("cached", prices.get("input", 0.0))
+        + capacity.output * prices.get("output", 0.0)
+    ) / 1e6
+    monthly = question.price.hourly * HOURS_A_MONTH
+    told = ", ".join(f"{kind} ${price:g}/million" for kind, price in prices.items())
+    if per_second <= 0:
+        return [Figure(name="break-even with the API", value=None, unit="share", source=f"the API is free: {told}")]
+    share = monthly / (per_second * 3600 * HOURS_A_MONTH)
+    tokens = share * capacity.output * 3600 * HOURS_A_MONTH / 1e6
+    source = f"--api-price {told}; this mix of tokens; {question.price.source} ({question.price.date})"
+    name = "utilisation over which this server is cheaper than the API"
+    verdict = "" if share <= 1 else " (over 1: the API is always cheaper)"
+    return [
+        Figure(name=name, value=share, unit="share", source=source + verdict),
+        Figure(name="the same in output tokens", value=tokens, unit="million/month", source=source),
+    ]
+
+
+def _energy_figures(reports: Sequence[BenchReport], question: CostQuestion) -> list[Figure]:
+    joules = [(run.joules, run) for report in reports for run in report.runs if run.joules]
+    if not joules:
+        return [
+            Figure(name="energy", value=None, unit="J/output token", source="no card with an energy counter was read")
+        ]
+    total = sum(used or 0.0 for used, _ in joules)
+    tokens = sum(run.summary.tokens.output_counted for _, run in joules)
+    source = "NVML energy counter over the whole run, idle power included"
+    figures = [Figure(name="energy", value=total / max(1, tokens), unit="J/output token", source=source)]
+    if question.tariff is not None:
+        value = 1e6 * total / max(1, tokens) / 3.6e6 * question.tariff
+        shown = f"{source}; --tariff {question.tariff:g} USD/kWh"
+        figures.append(Figure(name="electricity of output tokens", value=value, unit="USD/million", source=shown))
+    return figures
+
+
+def utilization_curve(figures: Sequence[Figure]) -> list[tuple[float, float]]:
+    """(utilisation, USD a million output tokens), for the table and the plot."""
+    whole = figures[0].value or 0.0
+    return [(share, whole / share) for share in UTILIZATIONS]

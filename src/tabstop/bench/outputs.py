@@ -1,0 +1,84 @@
+"""Writes a report in all its forms into one folder, and shows the short form on the console."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tabstop.bench.export import capacity_line, summary_table, to_csv, to_markdown, verdict_table
+from tabstop.bench.html import to_html
+from tabstop.bench.records import Record, write_jsonl
+from tabstop.bench.report import BenchReport, write_report
+from tabstop.errors import InputError
+
+VERDICT_STYLES = {"faster": "green", "slower": "red", "no difference": "cyan", "not comparable": "yellow"}
+
+
+def output_folder(wanted: Path | None, kind: str) -> Path:
+    """Raises InputError where it cannot be made."""
+    folder = wanted or Path(f"bench-{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+    return folder
+
+
+def write_all(
+    report: BenchReport, records: Sequence[tuple[str, Sequence[Record]]], folder: Path, *, keep_text: bool = False
+) -> None:
+    """report.json, summary.csv, summary.md, report.html, and each endpoint's requests as JSONL."""
+    write_report(report, folder / "report.json")
+    (folder / "summary.csv").write_text(to_csv(report), encoding="utf-8")
+    (folder / "summary.md").write_text(to_markdown(report), encoding="utf-8")
+    (folder / "report.html").write_text(to_html(report), encoding="utf-8")
+    for number, (label, series) in enumerate(records):
+        name = "requests.jsonl" if len(records) == 1 else f"requests-{number}-{_file_name(label)}.jsonl"
+        write_jsonl(folder / name, series, keep_text=keep_text)
+
+
+def _file_name(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-")[:40] or "endpoint"
+
+
+def show(report: BenchReport, folder: Path, console: Console) -> None:
+    """The tables, the warnings, and where the files are."""
+    _show_table(console, summary_table(report), "")
+    if report.comparison is not None:
+        for pair in report.comparison.pairs:
+            _show_table(console, verdict_table(pair.judgements), f"{pair.candidate} against {pair.baseline}")
+            if pair.refused:
+                console.print(f"[yellow]not comparable[/yellow]: {pair.refused}", highlight=False)
+    if report.sweep is not None:
+        console.print(capacity_line(report), highlight=False)
+    for run in report.runs:
+        tokens = run.summary.tokens
+        for message, count in run.summary.errors.items():
+            console.print(f"[red]{count} x[/red] {message}", highlight=False)
+        if tokens.num_output_mismatches or tokens.num_prompt_mismatches:
+            console.print(
+                f"[yellow]token accounts differ[/yellow]: output in {tokens.num_output_mismatches}, "
+                f"prompt in {tokens.num_prompt_mismatches} requests of {run.label}",
+                highlight=False,
+            )
+        for flag in run.sanity:
+            console.print(
+                f"[red]cannot be true[/red] {flag.what}: {flag.claim}; {flag.limit} ({flag.why})", highlight=False
+            )
+        for fault in run.invalid:
+            console.print(f"[bold red]INVALID[/bold red] {run.label}: {fault}", highlight=False)
+        if run.is_interrupted:
+            console.print(f"[yellow]interrupted[/yellow]: {run.label} holds what was measured until then")
+    console.print(f"report: {folder / 'report.html'}", highlight=False)
+
+
+def _show_table(console: Console, rows: list[list[str]], title: str) -> None:
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows[1:]:
+        table.add_row(*[f"[{VERDICT_STYLES[c]}]{c}[/]" if c in VERDICT_STYLES else c.replace("[", "\\[") for c in row])
+    console.print(table, highlight=False)

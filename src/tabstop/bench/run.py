@@ -1,0 +1,180 @@
+"""One measured run: schedule, warm-up, load, token counts, and whether the client itself was the bottleneck.
+
+Puts the parts together; prints nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from tabstop.bench.arrivals import arrivals
+from tabstop.bench.client import Endpoint
+from tabstop.bench.metrics import Slo, Summary, is_failure, summarize, ttft
+from tabstop.bench.probe import ServerFacts
+from tabstop.bench.records import ClientHealth, Record, Session
+from tabstop.bench.statistics import percentile
+from tabstop.bench.tokens import LocalTokenizer, RemoteCounter, resolve
+from tabstop.bench.workers import LoadPlan, RunResult, WorkerPool
+from tabstop.bench.workloads import WorkloadSpec, make_sessions
+from tabstop.bench.workloads.prompts import IdMaker, LooseMaker, PromptMaker, TextMaker
+from tabstop.errors import ConfigError, InputError
+
+MAX_CPU_SHARE = 0.8  # of one core, per worker
+LAG_LIMITS = ((0.5, 0.001, 0.01), (0.99, 0.005, 0.05))  # (percentile, at least so many seconds, share of median TTFT)
+Report = Callable[[Record], bool | None]
+
+
+class LoadSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """When requests are sent."""
+
+    mode: Literal["closed", "open", "replay"] = "closed"
+    concurrency: int = 8  # closed loop
+    ramp: float = 0.0  # closed loop: slots start evenly over this time. unit: seconds
+    process: str = "poisson"  # open loop: constant | poisson | gamma
+    rate: float = 1.0  # open loop: sessions a second
+    shape: float = 1.0  # gamma
+    duration: float | None = None  # nothing new is sent after it. unit: seconds
+
+
+class Tokenization(msgspec.Struct, frozen=True, kw_only=True):
+    """How prompts become tokens and answers are counted."""
+
+    form: Literal["auto", "ids", "text"] = "auto"
+    tokenizer: Path | None = None
+    num_ids: int = 30_000
+
+
+class RunSetup(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides a run but the endpoint."""
+
+    workload: WorkloadSpec = WorkloadSpec()
+    load: LoadSpec = LoadSpec()
+    tokens: Tokenization = Tokenization()
+    slo: Slo | None = None
+    warm_up: float = 0.0  # cut from the start of the window. unit: seconds
+    warm_up_requests: int = 4  # sent before, with prompts of their own
+    max_lag: float | None = None  # the client's p99 lag that makes a run invalid. unit: seconds
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """A finished (or interrupted) run."""
+
+    records: list[Record]
+    summary: Summary
+    health: list[ClientHealth]
+    invalid: list[str]  # why the client, not the server, may have been measured
+    lag_p50: float
+    lag_p99: float
+    is_interrupted: bool = False
+    is_stopped: bool = False
+
+
+def make_maker(endpoint: Endpoint, facts: ServerFacts, tokens: Tokenization) -> PromptMaker:
+    """Ids where the endpoint takes them, else counted text (local tokenizer, else the server's), else loose text."""
+    if tokens.form == "ids" and not facts.takes_ids:
+        raise ConfigError(f"{endpoint.url} does not take token ids as a prompt; use --prompt-form text")
+    if tokens.form != "text" and facts.takes_ids:
+        return IdMaker(tokens.num_ids)
+    counter = counter_for(endpoint, tokens)
+    return TextMaker(counter, facts.num_added) if counter else LooseMaker()
+
+
+def counter_for(endpoint: Endpoint, tokens: Tokenization) -> Callable[[str], int] | None:
+    """Text → number of tokens: the local tokenizer, else the server's own, else None."""
+    if tokens.tokenizer is not None:
+        return LocalTokenizer.load(tokens.tokenizer).count
+    try:
+        return RemoteCounter(endpoint.url)
+    except InputError:
+        return None
+
+
+def schedule(sessions: list[Session], load: LoadSpec, workload: WorkloadSpec) -> list[Session]:
+    """Sessions with their send times (open loop); a trace brings its own."""
+    if load.mode == "closed":
+        return [msgspec.structs.replace(session, start=None) for session in sessions]
+    if load.mode == "replay":
+        if any(session.start is None for session in sessions):
+            raise ConfigError("only the trace workload has send times of its own: use --workload trace, or --rate")
+        return sessions
+    rng = np.random.default_rng([workload.seed, workload.block, 3])
+    offsets = arrivals(load.process, load.rate, len(sessions), rng, load.shape)
+    return [msgspec.structs.replace(s, start=float(t)) for s, t in zip(sessions, offsets, strict=True)]
+
+
+def plan_run(endpoint: Endpoint, setup: RunSetup, maker: PromptMaker) -> LoadPlan:
+    sessions = schedule(make_sessions(setup.workload, maker), setup.load, setup.workload)
+    is_closed = setup.load.mode == "closed"
+    return LoadPlan(
+        endpoint=endpoint,
+        sessions=sessions,
+        concurrency=setup.load.concurrency if is_closed else None,
+        ramp=setup.load.ramp,
+        duration=setup.load.duration,
+    )
+
+
+def warm_up(pool: WorkerPool, endpoint: Endpoint, setup: RunSetup, maker: PromptMaker) -> None:
+    """Asks a few requests whose prompts no measured run uses."""
+    if setup.warm_up_requests:
+        spec = msgspec.structs.replace(setup.workload, num_requests=setup.warm_up_requests, salt=10**6, cancel_rate=0.0)
+        load = LoadSpec(concurrency=max(1, setup.warm_up_requests // 2))
+        pool.run(plan_run(endpoint, msgspec.structs.replace(setup, workload=spec, load=load), maker))
+
+
+def execute(
+    pool: WorkerPool, endpoint: Endpoint, setup: RunSetup, maker: PromptMaker, report: Report | None = None
+) -> Outcome:
+    """The measured part. Raises InputError if not one request was completed."""
+    result = pool.run(plan_run(endpoint, setup, maker), report)
+    return conclude(result, setup)
+
+
+def conclude(result: RunResult, setup: RunSetup) -> Outcome:
+    """Counts tokens, summarises, and judges the client."""
+    if not result.records:
+        raise InputError("nothing was measured: no request ended before the run did")
+    tokenizer = LocalTokenizer.load(setup.tokens.tokenizer) if setup.tokens.tokenizer else None
+    for record in result.records:
+        resolve(record, tokenizer)
+    lags = [record.lag for record in result.records]
+    return Outcome(
+        records=result.records,
+        summary=summarize(result.records, setup.slo, setup.warm_up),
+        health=result.health,
+        invalid=client_faults(result.records, result.health, setup.max_lag),
+        lag_p50=percentile(lags, 0.5),
+        lag_p99=percentile(lags, 0.99),
+        is_interrupted=result.is_interrupted,
+        is_stopped=result.is_stopped,
+    )
+
+
+def client_faults(records: Sequence[Record], health: Sequence[ClientHealth], max_lag: float | None = None) -> list[str]:
+    """Reasons why the client was the bottleneck; empty for a valid run.
+
+    The median lag may be 1 % of the median TTFT (at least 1 ms), the p99 5 % (at least 5 ms), unless a p99 is given.
+    """
+    faults = []
+    first_tokens = [ttft(r, from_sent=True) for r in records if r.chunks and not is_failure(r)]
+    typical = percentile(first_tokens, 0.5) if first_tokens else 0.0
+    for q, least, share in LAG_LIMITS:
+        limit = max_lag if max_lag is not None and q == 0.99 else max(least, share * typical)
+        lag = percentile([record.lag for record in records], q)
+        if lag > limit:
+            faults.append(
+                f"the client sent late: p{100 * q:g} lag {1e3 * lag:.2f} ms, limit {1e3 * limit:.2f} ms; give it more "
+                "--workers, a quieter machine, or less load"
+            )
+    for worker in health:
+        if worker.cpu_share > MAX_CPU_SHARE:
+            faults.append(
+                f"client worker {worker.worker} used {100 * worker.cpu_share:.0f} % of a core, "
+                f"limit {100 * MAX_CPU_SHARE:.0f} %; give it more --workers"
+            )
+    return faults

@@ -1,0 +1,161 @@
+"""Endpoints as the user names them: a URL, or a command that starts a server. Starts, waits, stops.
+
+Knows processes and readiness, nothing of what is measured. A command holds {port} where the port goes; a server that
+prints its URL as its first line (as the golden one does) needs none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from tempfile import mkdtemp
+
+from tabstop.errors import InputError
+
+READY_PATHS = ("/readyz", "/health", "/v1/models", "/info", "/")
+URL_LINE = re.compile(rb"^(https?://[^\s]+)\s*$", re.MULTILINE)
+
+
+class Server:
+    """One endpoint. With a command, it runs between start() and stop(); without, it is somebody else's."""
+
+    def __init__(self, url: str | None = None, command: str | None = None, start_timeout: float = 600.0) -> None:
+        assert (url is None) != (command is None)
+        self.given_url = url
+        self.command = command
+        self.start_timeout = start_timeout
+        self.log: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._url = url
+
+    @property
+    def name(self) -> str:
+        return self.given_url or self.command or ""
+
+    @property
+    def url(self) -> str:
+        assert self._url is not None, "the server was not started"
+        return self._url
+
+    @property
+    def is_running(self) -> bool:
+        return self.command is None or (self._process is not None and self._process.poll() is None)
+
+    def start(self) -> str:
+        """The URL, once it answers. Raises InputError if it does not start or not answer in time."""
+        if self.command is None or self.is_running:
+            return self.url
+        port = free_port()
+        self._url = f"http://127.0.0.1:{port}"
+        words = [word.replace("{port}", str(port)) for word in shlex.split(self.command)]
+        self.log = Path(mkdtemp(prefix="tabstop-bench-")) / "server.log"
+        try:
+            with self.log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    words, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+                )
+        except OSError as error:
+            raise InputError(f"cannot start {words[0]!r}: {error.strerror}") from None
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self.url
+
+    def _wait(self) -> None:
+        assert self._process is not None and self.log is not None
+        has_port = self.command is not None and "{port}" in self.command
+        deadline = time.monotonic() + self.start_timeout
+        while time.monotonic() < deadline:
+            if (code := self._process.poll()) is not None:
+                raise InputError(
+                    f"the server ended with code {code} before it answered; its last words:\n{self.tail()}"
+                )
+            if not has_port and (found := URL_LINE.search(self.log.read_bytes())):
+                self._url = found.group(1).decode()
+                has_port = True
+            if has_port and answers(self.url):
+                return
+            time.sleep(0.1)
+        raise InputError(f"the server did not answer within {self.start_timeout:g} s; its last words:\n{self.tail()}")
+
+    def tail(self, num_lines: int = 8) -> str:
+        if self.log is None:
+            return ""
+        return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-num_lines:])
+
+    def stop(self) -> None:
+        """Ends the server and all that it started."""
+        if self._process is None:
+            return
+        for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
+                break
+        self._process = None
+
+
+class Fleet:
+    """The servers of a comparison: all together, or only the one that is being measured."""
+
+    def __init__(self, servers: list[Server], *, one_at_a_time: bool = False) -> None:
+        self.servers = servers
+        self.one_at_a_time = one_at_a_time
+
+    def __enter__(self) -> Fleet:
+        try:
+            if not self.one_at_a_time:
+                for server in self.servers:
+                    server.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self.servers:
+            server.stop()
+
+    def use(self, number: int) -> tuple[str, bool]:
+        """The URL of a server that runs now, and whether it was started just for this."""
+        server = self.servers[number]
+        was_running = server.is_running
+        if not was_running and self.one_at_a_time:
+            for other in self.servers:
+                other.stop()
+        if not was_running and not self.one_at_a_time:
+            raise InputError(f"the server {server.name!r} ended during the run; its last words:\n{server.tail()}")
+        return server.start(), not was_running
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    """True if any usual path answers and none says "not ready"."""
+    for path in READY_PATHS:
+        try:
+            with urllib.request.urlopen(url.rstrip("/").removesuffix("/v1") + path, timeout=5) as response:
+                return bool(response.status < 400)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 503:
+                return False
+        except (urllib.error.URLError, OSError):
+            return False
+    return False
