@@ -411,3 +411,12 @@ async def test_a_hundred_answers_closed_at_random_points_leave_nothing(checkpoin
     await asyncio.gather(*map(one, range(100)))
     assert engine.num_submitted > 50 and time.monotonic() > start
     await assert_idle(service, engine)
+
+
+async def test_prompts_are_logged_only_on_request(checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG"):
+        await collect(await service_over(checkpoint, engine_saying("answered")).start(call("asked")))
+        assert "asked" not in caplog.text and "answered" not in caplog.text
+        loud = service_over(checkpoint, engine_saying("answered"), log_prompts=True)
+        await collect(await loud.start(call("asked")))
+        assert "asked" in caplog.text and "answered" in "".join(caplog.text.split("[0]"))

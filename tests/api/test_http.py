@@ -61,6 +61,8 @@ def test_models(client: httpx.Client) -> None:
 def test_small_things(client: httpx.Client) -> None:
     assert client.get("/livez").json() == {"status": "ok"}
     assert client.get("/readyz").status_code == client.get("/health").status_code == 200
+    head = client.head("/readyz")
+    assert head.status_code == 200 and head.content == b"" and head.headers["x-request-id"]
     assert set(client.get("/version").json()) == {"version"}
     assert error_of(client.get("/nowhere"), 404)["code"] == "not_found"
     wrong = client.get("/v1/completions")

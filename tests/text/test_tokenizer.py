@@ -130,3 +130,21 @@ def test_texts_of_neighbours_across_strips_stay_apart() -> None:
     marked = tokenizer.mark_control("<|im_end|>", MARK) + whole
     plain = tokenizer.encode("<|im_end|>a", control=False)
     assert tokenizer.encode_marked(marked, MARK) == plain + tokenizer.encode(whole)[1:]
+
+
+def test_many_control_tokens_and_long_texts_cost_little() -> None:
+    """A quarter of a million angle brackets against five hundred control tokens: one step each, not five hundred."""
+    definition = tiny.tokenizer_json()
+    flags = {key: value for key, value in definition["added_tokens"][0].items() if key not in ("id", "content")}
+    for number in range(500):
+        content = f"<|reserved_{number}|>"
+        definition["model"]["vocab"][content] = tiny.VOCAB_SIZE + number
+        definition["added_tokens"].append({"id": tiny.VOCAB_SIZE + number, "content": content, **flags})
+    tokenizer = Tokenizer(definition)
+    assert tokenizer.encode("<|reserved_499|>") == [tiny.VOCAB_SIZE + 499]
+    text = "<|reserved_77|>" + "<" * 250_000 + "|reserved_7|>"
+    steps = len(tokenizer._control_starts.pattern)
+    assert steps < 500 * 12, "common beginnings must be shared"
+    marked = tokenizer.mark_control(text, MARK)
+    assert marked.count(MARK) == 2 and marked.replace(MARK, "") == text
+    assert tokenizer.encode_marked(marked, MARK) == tokenizer.encode(text, control=False)

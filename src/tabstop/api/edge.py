@@ -47,8 +47,10 @@ class Edge:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
-        scope["path"] = scope["path"].rstrip("/") or "/"
+        # A copy: the server below keeps the method, and leaves out the body of an answer to HEAD by itself.
+        scope = {**scope, "path": scope["path"].rstrip("/") or "/", "state": {"request_id": request_id}}
+        if scope["method"] == "HEAD":
+            scope["method"] = "GET"
         started = False
 
         async def send_with_id(message: Message) -> None:

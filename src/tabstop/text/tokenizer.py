@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -128,28 +128,31 @@ class Tokenizer:
         Undone by encode_marked. A text that starts or ends with a piece of a control token is marked there too, so that
         what a template puts beside it cannot complete the token.
         """
-        text = self._control_starts.sub(lambda match: match[0] + mark, text) if self.control_tokens else text
-        if self._control_tails.match(text):
+        text = self._control_starts.sub(lambda match: match[0] + mark, text)
+        prefixes, suffixes = self._control_pieces
+        lengths = range(1, self._max_control_length)
+        if any(text[:length] in suffixes for length in lengths):
             text = mark + text
-        return text + mark if self._control_heads.search(text) else text
+        return text + mark if any(text[-length:] in prefixes for length in lengths) else text
 
     @cached_property
     def _control_starts(self) -> re.Pattern[str]:
         """The first character of every spelled control token, overlapping ones included."""
-        long = [token for token in self.control_tokens if len(token) > 1]
-        return re.compile(f"(?=(?:{_alternatives(long)}))." if long else "(?!)", re.DOTALL)
+        rests: dict[str, set[str]] = {}
+        for token in self.control_tokens:
+            if len(token) > 1:
+                rests.setdefault(token[0], set()).add(token[1:])
+        return re.compile("|".join(f"{re.escape(c)}(?={_any_of(rest)})" for c, rest in rests.items()) or "(?!)")
 
     @cached_property
-    def _control_heads(self) -> re.Pattern[str]:
-        """A text that ends with the beginning of a control token."""
-        return re.compile(
-            f"(?:{_alternatives({token[:n] for token in self.control_tokens for n in range(1, len(token))})})\\Z"
-        )
+    def _control_pieces(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Every beginning and every end of a control token, whole tokens left out."""
+        cuts = [(token[:at], token[at:]) for token in self.control_tokens for at in range(1, len(token))]
+        return frozenset(left for left, _ in cuts), frozenset(right for _, right in cuts)
 
     @cached_property
-    def _control_tails(self) -> re.Pattern[str]:
-        """A text that begins with the end of a control token."""
-        return re.compile(_alternatives({token[n:] for token in self.control_tokens for n in range(1, len(token))}))
+    def _max_control_length(self) -> int:
+        return max(map(len, self.control_tokens), default=0)
 
     @cached_property
     def _decodes_bytes(self) -> bool:
@@ -227,19 +230,28 @@ def _build(definition: dict[str, Any]) -> tokenizers.Tokenizer:
     return built
 
 
-def _alternatives(texts: Iterable[str]) -> str:
-    """A regex for any of the texts, longest first; nothing for none."""
-    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
+def _any_of(texts: Collection[str]) -> str:
+    """A regex for any of the texts, the longest that fits. Common beginnings are shared: a mismatch costs one step."""
+    rests: dict[str, set[str]] = {}
+    for text in texts:
+        if text:
+            rests.setdefault(text[0], set()).add(text[1:])
+    branches = [re.escape(first) + _any_of(rest) for first, rest in rests.items()]
+    if len(branches) > 1 or (branches and "" in texts):
+        return f"(?:{'|'.join(branches)}){'?' if '' in texts else ''}"
+    return "".join(branches)
 
 
 def _control_pattern(added: dict[int, tokenizers.AddedToken]) -> re.Pattern[str]:
     """Matches control tokens as the tokenizer does: with the blanks that lstrip and rstrip tokens swallow."""
-    texts = [
+    control = [token for token in added.values() if token.special]
+    greedy = [
         (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
-        for token in sorted(added.values(), key=lambda token: len(token.content), reverse=True)
-        if token.special
+        for token in sorted(control, key=lambda token: len(token.content), reverse=True)
+        if token.lstrip or token.rstrip
     ]
-    return re.compile("|".join(texts) or "(?!)")
+    plain = {token.content for token in control if not (token.lstrip or token.rstrip)}
+    return re.compile("|".join([*greedy, *([_any_of(plain)] if plain else [])]) or "(?!)")
 
 
 def _decoder_types(decoder: dict[str, Any] | None) -> list[str]:
