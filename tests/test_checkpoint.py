@@ -22,7 +22,7 @@ from tests.tiny_gguf import write_gguf
 def test_a_folder_tells_what_its_files_say(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path)
     checkpoint = open_checkpoint(str(folder))
-    assert (checkpoint.name, checkpoint.folder, checkpoint.gguf) == (str(folder), folder, None)
+    assert (checkpoint.name, checkpoint.folder, checkpoint.gguf) == (folder.name, folder, None)
     assert checkpoint.config["architectures"] == ["LlamaForCausalLM"]
     assert checkpoint.generation_config["eos_token_id"] == [IM_END, ENDOFTEXT]
     assert checkpoint.eos_token_ids == (IM_END, ENDOFTEXT)

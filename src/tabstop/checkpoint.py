@@ -33,7 +33,9 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 class Checkpoint:
     """A located model. Exactly one of `folder` and `gguf` is set."""
 
-    name: str  # as the user gave it, or the default model's name; the default of --served-model-name
+    name: (
+        str  # the folder's or file's own name, the Hub id, or the default model's name; no path that clients would see
+    )
     folder: Path | None = None
     gguf: Path | None = None
 
@@ -101,9 +103,9 @@ def open_checkpoint(model: str, *, revision: str | None = None, offline: bool = 
         return _open_default(revision, offline)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _open_folder(model, path)
+        return _open_folder(path.resolve().name, path)
     if path.is_file():
-        return _open_file(model, path)
+        return _open_file(path.stem, path)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model) or path.suffix == ".gguf":
         raise CheckpointError(
             f"there is no file or folder {model!r}, and it is no Hub id either; give a checkpoint folder, "

@@ -89,6 +89,11 @@ async def announce(client: ProcessClient, service: Service, upward: pipes.Upward
         upward.tell(pipes.READY)
 
 
+def metrics_folder(folder: str) -> Path:
+    """Where front ends keep the counters that each shows the sum of, in the run folder."""
+    return Path(folder) / "metrics"
+
+
 def main() -> None:
     """Never returns: what threads of the application still do no longer matters."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -96,7 +101,7 @@ def main() -> None:
     start = pipes.read_settings(FrontEndStart)
     logs.configure(start.log, f"front end {start.number}")
     upward = pipes.Upward()
-    metrics = Path(start.folder) / "metrics"
+    metrics = metrics_folder(start.folder)
     metrics.mkdir(exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
     try:

@@ -25,6 +25,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from prometheus_client.multiprocess import mark_process_dead
+
 from tabstop import logs, pipes
 from tabstop.checkpoint import open_checkpoint
 from tabstop.children import Child
@@ -33,7 +35,7 @@ from tabstop.engine import wire
 from tabstop.engine.process import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED, EngineStart
 from tabstop.engine.process_client import ProcessClient
 from tabstop.errors import ConfigError, EngineDeadError, StartupError, TabstopError
-from tabstop.front_end import FrontEndStart
+from tabstop.front_end import FrontEndStart, metrics_folder
 from tabstop.pipes import Event
 from tabstop.startup import StartupView
 
@@ -257,6 +259,7 @@ class Supervisor:
                 self._decide(Ending(EXIT_CANNOT_START, event.message))
         code = await child.wait()
         self._children.remove(child)
+        mark_process_dead(child.pid, str(metrics_folder(folder)))  # its gauges end with it; its counters stay
         return was_ready, code
 
     async def _announce(self, listening: socket.socket, client: ProcessClient) -> None:

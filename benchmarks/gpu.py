@@ -1,0 +1,114 @@
+"""Our engine on one GPU with random weights: offline throughput and latency at small batches, on the peers' workload.
+
+    python benchmarks/gpu.py FOLDER [--requests 1000] [--batches 1,8,32] [--option max_num_seqs=256 …]
+
+FOLDER holds config.json (and a tokenizer), no weights. Half of the prompts have 128 tokens, half 512; 256 new tokens
+each, greedy, no end token; ids are random and never repeated between loads. Prints one JSON line a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from tabstop.config import EngineConfig
+from tabstop.engine.build import build_core
+from tabstop.engine.core import EngineCore
+from tabstop.types import Limits, Sampling, Submit, pack_ids
+
+NUM_NEW = 256
+
+
+class Load:
+    """Runs batches of requests through a core to the end and times them."""
+
+    def __init__(self, core: EngineCore, seed: int = 0) -> None:
+        self.core = core
+        self.random = np.random.default_rng(seed)
+        self.counter = 0
+
+    def run(self, lengths: list[int], num_new: int) -> dict[str, float]:
+        """Seconds until the first token of all, and until all is done; output tokens."""
+        for length in lengths:
+            ids = self.random.integers(300, 15_000, length)
+            limits = Limits(num_new, stop_sets=())
+            self.core.add(Submit((0, self.counter), pack_ids(ids), Sampling(temperature=0.0), limits), 0.0)
+            self.counter += 1
+        start, pending, num_tokens, first = time.perf_counter(), None, 0, {}
+        while self.core.has_work() or pending:
+            pending, deltas = self.core.step(pending, 0.0)
+            for delta in deltas:
+                assert delta.failure is None, delta.failure
+                num_tokens += len(delta.token_ids)
+                first.setdefault(delta.request_id, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        assert num_tokens == len(lengths) * num_new
+        return {"seconds": seconds, "first": max(first.values()), "tokens": num_tokens}
+
+
+def throughput(core: EngineCore, num_requests: int) -> dict[str, Any]:
+    load = Load(core)
+    load.run([128] * 4, 8)
+    before = core.stats()
+    run = load.run([512 if n % 2 else 128 for n in range(num_requests)], NUM_NEW)
+    after = core.stats()
+    return {
+        "requests": num_requests,
+        "seconds": round(run["seconds"], 2),
+        "output_tokens_per_second": round(run["tokens"] / run["seconds"], 1),
+        "steps": after.num_steps - before.num_steps,
+        "ms_per_step": round(1000 * run["seconds"] / (after.num_steps - before.num_steps), 2),
+        "preemptions": after.num_preemptions - before.num_preemptions,
+    }
+
+
+def latency(core: EngineCore, batch: int, repeats: int = 5) -> dict[str, Any]:
+    """Time to the first token, and time per token after it, medians."""
+    load = Load(core, seed=batch)
+    load.run([128] * batch, 8)
+    runs = [load.run([128] * batch, NUM_NEW) for _ in range(repeats)]
+    return {
+        "batch": batch,
+        "ttft_ms": round(1000 * statistics.median(run["first"] for run in runs), 2),
+        "tpot_ms": round(1000 * statistics.median((run["seconds"] - run["first"]) / (NUM_NEW - 1) for run in runs), 3),
+    }
+
+
+def parse(option: str) -> tuple[str, Any]:
+    name, _, value = option.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--option", action="append", default=[])
+    arguments = parser.parse_args()
+    options = {"max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_num_waiting": 100_000}
+    options |= dict(parse(option) for option in arguments.option)
+    start = time.perf_counter()
+    core = build_core(EngineConfig(model=arguments.folder, load_format="dummy", device="cuda", **options))
+    common = {"model": arguments.folder.rstrip("/").split("/")[-1], "device": torch.cuda.get_device_name(), **options}
+    print(json.dumps(common | {"ready_s": round(time.perf_counter() - start, 1), "blocks": core.info.num_blocks}))
+    for batch in [int(text) for text in arguments.batches.split(",") if text]:
+        print(json.dumps(common | latency(core, batch)), flush=True)
+    if arguments.requests:
+        print(json.dumps(common | throughput(core, arguments.requests)), flush=True)
+    free, total = torch.cuda.mem_get_info()
+    print(json.dumps(common | {"memory_used_gib": round((total - free) / 2**30, 2)}))
+    core.close()
+
+
+if __name__ == "__main__":
+    main()
