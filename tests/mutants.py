@@ -42,7 +42,95 @@ class Mutant:
     tests: tuple[str, ...]  # pytest node ids that should fail
 
 
-MUTANTS: tuple[Mutant, ...] = ()
+CORE, PAIRS, BLOCKS = "tests/engine/test_core.py", "tests/engine/test_pairs.py", "tests/cache/test_blocks.py"
+ANY_SCHEDULE = f"{CORE}::test_any_schedule_gives_every_request_its_own_tokens"
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "slot off by one",
+        "src/tabstop/worker/batch.py",
+        "kv_slots = blocks * self.block_size + positions % self.block_size",
+        "kv_slots = blocks * self.block_size + (positions + 1) % self.block_size",
+        ("tests/worker/test_batch.py::test_batch_equals_the_plain_loop",),
+    ),
+    Mutant(
+        "key without parent",
+        "src/tabstop/cache/blocks.py",
+        "hashlib.blake2b(parent + ids, digest_size=16)",
+        "hashlib.blake2b(ids, digest_size=16)",
+        (f"{BLOCKS}::test_equal_ids_behind_other_histories_are_other_content",),
+    ),
+    Mutant(
+        "scope left out",
+        "src/tabstop/cache/blocks.py",
+        "hashlib.blake2b(scope.encode(), digest_size=16)",
+        "hashlib.blake2b(b'', digest_size=16)",
+        (f"{CORE}::test_scopes_never_share", f"{BLOCKS}::test_scopes_have_other_roots"),
+    ),
+    Mutant(
+        "no copy on share",
+        "src/tabstop/engine/scheduler.py",
+        "plan.copies.append(Copy(match.partial.index, target.index, match.num_partial))",
+        "pass",
+        (ANY_SCHEDULE,),
+    ),
+    Mutant(
+        "block reused in flight",
+        "src/tabstop/engine/scheduler.py",
+        "            self.pool.hold(match.partial)\n            flight.holds.append(match.partial)\n",
+        "",
+        (ANY_SCHEDULE,),
+    ),
+    Mutant(
+        "seed ignoring position",
+        "src/tabstop/sampling/random.py",
+        "_mix(state ^ (position + _GOLDEN))",
+        "_mix(state ^ (position * np.uint64(0) + _GOLDEN))",
+        ("tests/sampling/test_sampler.py",),
+    ),
+    Mutant(
+        "stop missed across tokens",
+        "src/tabstop/text/detokenizer.py",
+        "self._stop_strings.feed(self._state, text)",
+        "self._stop_strings.feed(0, text)",
+        ("tests/text/test_detokenizer.py::test_stop_strings_end_the_text_whatever_the_cuts",),
+    ),
+    Mutant(
+        "end token list ignored",
+        "src/tabstop/checkpoint.py",
+        "ids += value if isinstance(value, list)",
+        "ids += value[:1] if isinstance(value, list)",
+        ("tests/test_checkpoint.py",),
+    ),
+    Mutant(
+        "abort leak",
+        "src/tabstop/engine/scheduler.py",
+        "        if request.slot >= 0:\n            self._leave(request)",
+        "        if request.slot >= 0 and delta.finish is not FinishReason.ABORT:\n            self._leave(request)",
+        (f"{CORE}::test_a_dead_front_end_frees_everything",),
+    ),
+    Mutant(
+        "ledger drift",
+        "src/tabstop/cache/blocks.py",
+        "        self.num_held -= block.is_only_held\n",
+        "",
+        (f"{BLOCKS}::test_held_blocks_outlive_their_owner",),
+    ),
+    Mutant(
+        "wrong RoPE base",
+        "src/tabstop/layers/rope.py",
+        "torch.pow(config.theta, exponents)",
+        "torch.pow(10000.0, exponents)",
+        ("tests/models/test_logits.py::test_whole_chunked_and_batched_logits_equal_the_oracle",),
+    ),
+    Mutant(
+        "GGUF q/k not unpermuted",
+        "src/tabstop/models/gguf_source.py",
+        "num_heads = interleaved_heads(self._header, read.name)",
+        "num_heads = None",
+        ("tests/models/test_gguf.py::test_rotary_rows_and_biases_come_in_the_hub_s_order",),
+    ),
+)
 
 
 def plant(tree: Path, mutant: Mutant) -> None:
@@ -68,6 +156,8 @@ def run_tests(tree: Path, tests: Sequence[str]) -> int:
     """pytest's exit code for the named tests of a tree, with that tree's package and no other. Stops at a failure."""
     environment = os.environ | {"PYTHONPATH": f"{tree / 'src'}:{tree}", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests]
+    if (tree / "tests/conftest.py").exists():
+        command.append("--hypothesis-profile=mutants")  # the first failure will do
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         return subprocess.run(command, cwd=tree, env=environment, timeout=PATIENCE_SECONDS, **quiet).returncode
