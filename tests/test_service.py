@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -407,9 +406,8 @@ async def test_a_hundred_answers_closed_at_random_points_leave_nothing(checkpoin
             await answer.next_deltas()
         await answer.close()
 
-    start = time.monotonic()
     await asyncio.gather(*map(one, range(100)))
-    assert engine.num_submitted > 50 and time.monotonic() > start
+    assert engine.num_submitted >= 50  # those that nobody cancelled
     await assert_idle(service, engine)
 
 

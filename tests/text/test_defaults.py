@@ -36,9 +36,10 @@ def test_sampling_defaults(tmp_path: Path, config: dict[str, Any], expected: Sam
 
 
 def test_every_end_token_counts(tmp_path: Path) -> None:
-    checkpoint = with_generation_config(tmp_path, {"eos_token_id": tiny.ENDOFTEXT})
+    checkpoint = with_generation_config(tmp_path, {"eos_token_id": [tiny.ENDOFTEXT, 65]})
+    (tmp_path / "config.json").write_text(json.dumps(tiny.llama_config(eos_token_id=66)))
     tokenizer = load_tokenizer(checkpoint)
-    assert set(eos_token_ids(checkpoint, tokenizer)) == {tiny.ENDOFTEXT, tiny.IM_END}  # config.json names the other
+    assert eos_token_ids(checkpoint, tokenizer) == (tiny.ENDOFTEXT, 65, 66, tiny.IM_END)
 
 
 def test_stop_sets(tmp_path: Path) -> None:
