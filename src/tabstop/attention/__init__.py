@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tabstop.cache import CacheSpec
 
 BACKENDS: dict[str, str] = {
+    "triton": "tabstop.attention.triton:TritonAttention",
     "reference": "tabstop.attention.reference:ReferenceAttention",
 }
 """Name → module:class, in order of preference; imported only when considered."""

@@ -1,0 +1,89 @@
+"""RMSNorm (Zhang and Sennrich, 2019), alone or behind the addition of a layer's output to the residual stream."""
+
+from __future__ import annotations
+
+import torch
+
+from tabstop.kernels.language import jit, next_power_of_2, tl
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x [..., size] / rms(x) · weight [size] → as x; what is normed is rounded to the type before the product."""
+    return rms_norm_triton(x, weight, eps) if x.is_cuda else rms_norm_torch(x, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rms_norm(x + residual), x + residual), all [..., size]; the sum is rounded to its type before it is normed."""
+    function = add_rms_norm_triton if x.is_cuda else add_rms_norm_torch
+    return function(x, residual, weight, eps)
+
+
+def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return wide.to(x.dtype) * weight
+
+
+def add_rms_norm_torch(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x + residual
+    return rms_norm_torch(total, weight, eps), total
+
+
+def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    normed = torch.empty_like(x)
+    _launch(x, (x, normed, x), weight, eps)
+    return normed
+
+
+def add_rms_norm_triton(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    normed, total = torch.empty_like(x), torch.empty_like(x)
+    _launch(x, (residual, normed, total), weight, eps)
+    return normed, total
+
+
+def _launch(
+    x: torch.Tensor, others: tuple[torch.Tensor, torch.Tensor, torch.Tensor], weight: torch.Tensor, eps: float
+) -> None:
+    """others: residual, normed and total; the residual is x itself when there is none."""
+    residual, normed, total = others
+    size = x.shape[-1]
+    assert x.is_contiguous() and residual.is_contiguous() and weight.is_contiguous()
+    block = next_power_of_2(size)
+    num_warps = min(max(block // 512, 1), 16)  # 16 values a thread: two loads of 16 bytes
+    _kernel[(x.numel() // size,)](
+        x, residual, weight, normed, total, eps, size, block, residual is not x, num_warps=num_warps
+    )
+
+
+@jit()
+def _kernel(
+    x: tl.tensor,
+    residual: tl.tensor,
+    weight: tl.tensor,
+    normed: tl.tensor,
+    total: tl.tensor,
+    eps: tl.tensor,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADDS: tl.constexpr,
+) -> None:
+    """One program a row."""
+    places = tl.arange(0, BLOCK)
+    inside = places < SIZE
+    row = tl.program_id(0).to(tl.int64) * SIZE + places
+    values = tl.load(x + row, inside, other=0.0)
+    if ADDS:
+        added = values.to(tl.float32) + tl.load(residual + row, inside, other=0.0).to(tl.float32)
+        values = added.to(values.dtype)
+        tl.store(total + row, values, inside)
+    wide = values.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + eps)
+    rounded = (wide * scale).to(values.dtype).to(tl.float32)
+    scaled = rounded * tl.load(weight + places, inside, other=0.0).to(tl.float32)
+    tl.store(normed + row, scaled.to(values.dtype), inside)
