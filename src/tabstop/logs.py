@@ -16,6 +16,10 @@ from typing import Any
 import msgspec
 
 
+TALKATIVE = ("httpx", "httpcore", "huggingface_hub", "filelock", "asyncio", "uvicorn")
+"""Loggers of libraries that say something of every request; only their warnings are shown."""
+
+
 class LogSettings(msgspec.Struct, frozen=True):
     """The part of ServerConfig that every process needs."""
 
@@ -66,5 +70,5 @@ def configure(settings: LogSettings, process: str, stream: Any = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
     logging.captureWarnings(True)
-    for name in ("httpx", "httpcore", "huggingface_hub", "filelock", "asyncio", "uvicorn"):  # one line a request is too many
+    for name in TALKATIVE:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

@@ -85,9 +85,7 @@ class StubCore:
             token = sample.num_prompt_tokens + sample.num_tokens
             sample.num_tokens += 1
             is_last = sample.num_tokens >= sample.submit.limits.max_tokens
-            deltas.append(
-                Delta(key[0], key[1], [token % 256], FinishReason.LENGTH if is_last else None)
-            )
+            deltas.append(Delta(key[0], key[1], [token % 256], FinishReason.LENGTH if is_last else None))
             if is_last:
                 del self.samples[key]
         return deltas
