@@ -41,10 +41,12 @@ class Tokenizer:
         self, definition: dict[str, Any], *, bos_token: str | None = None, add_bos: bool | None = None
     ) -> None:
         """`definition`: a tokenizer.json's content. `add_bos` None: what its post-processor does."""
-        for token in definition.get("added_tokens") or ():
-            token["special"] = token["special"] or bool(LOOKS_LIKE_CONTROL.fullmatch(token["content"]))
-        self._definition = definition
-        self._full = _build(definition)
+        added = [
+            token | {"special": token.get("special") or bool(LOOKS_LIKE_CONTROL.fullmatch(token["content"]))}
+            for token in definition.get("added_tokens") or ()
+        ]
+        self._definition = definition | {"added_tokens": added}
+        self._full = _build(self._definition)
         prefix = self._full.encode_batch([""], add_special_tokens=True)[0].ids
         if bos_token is None and prefix:
             bos_token = self._full.id_to_token(prefix[0])
@@ -53,12 +55,12 @@ class Tokenizer:
         self.add_bos: bool = self.bos_id is not None and (
             add_bos if add_bos is not None else prefix[:1] == [self.bos_id]
         )
-        added = self._full.get_added_tokens_decoder()
-        self.control_tokens: dict[str, int] = {token.content: i for i, token in added.items() if token.special}
+        found = self._full.get_added_tokens_decoder()
+        self.control_tokens: dict[str, int] = {token.content: i for i, token in found.items() if token.special}
         """Text → id of the tokens that only templates, raw prompts and the model itself may produce."""
         self.vocab_size: int = 1 + max(self._full.get_vocab(with_added_tokens=True).values(), default=-1)
         """Highest id + 1. A model may have more rows; their ids decode to nothing."""
-        self._control = _control_pattern(added)
+        self._control = _control_pattern(found)
 
     @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
