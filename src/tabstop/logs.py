@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-
 TALKATIVE = ("httpx", "httpcore", "huggingface_hub", "filelock", "asyncio", "uvicorn")
 """Loggers of libraries that say something of every request; only their warnings are shown."""
 
