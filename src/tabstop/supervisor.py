@@ -259,7 +259,8 @@ class Supervisor:
                 self._decide(Ending(EXIT_CANNOT_START, event.message))
         code = await child.wait()
         self._children.remove(child)
-        mark_process_dead(child.pid, str(metrics_folder(folder)))  # its gauges end with it; its counters stay
+        # Its gauges end with it; its counters stay.
+        mark_process_dead(child.pid, str(metrics_folder(folder)))  # type: ignore[no-untyped-call]
         return was_ready, code
 
     async def _announce(self, listening: socket.socket, client: ProcessClient) -> None:
