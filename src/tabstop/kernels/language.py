@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["ceil_div", "jit", "next_power_of_2", "tl", "why_unavailable"]
+__all__ = ["ceil_div", "jit", "next_power_of_2", "tl", "triton", "why_unavailable"]
 
 try:
     import triton
