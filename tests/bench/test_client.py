@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from tests.bench.golden_process import endpoint, golden_server, truth, wrong_accounts
 
 from tabstop.bench.dialects import DIALECTS
 from tabstop.bench.golden import STYLES, golden_tokenizer
 from tabstop.bench.records import Message, Record, Session, Turn
 from tabstop.bench.tokens import LocalTokenizer, resolve
 from tabstop.bench.workers import LoadPlan, WorkerPool
+from tests.bench.golden_process import endpoint, golden_server, truth, wrong_accounts
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.table import Table
 from tabstop.bench.cli_money import cost, plan
 from tabstop.bench.client import Endpoint
 from tabstop.bench.compare import Arm, CompareSpec, compare
+from tabstop.bench.cost import parse_price
 from tabstop.bench.exits import EXIT_INTERRUPTED, EXIT_INVALID, fails_in_one_line
 from tabstop.bench.fingerprint import EnergyMeter, fingerprint
 from tabstop.bench.gate import GateLimits
@@ -98,7 +100,8 @@ def _check_sanity(options: Options, runs: list[RunSection]) -> None:
 
 def _finish(report: BenchReport, records: list[tuple[str, list[Record]]], options: Options) -> None:
     folder = output_folder(options.out, report.kind)
-    write_all(report, records, folder, keep_text=options.keep_text)
+    hourly = parse_price(options.price, options.devices, datetime.date.today()).hourly if options.price else None
+    write_all(report, records, folder, keep_text=options.keep_text, price_per_hour=hourly)
     show(report, folder, Console())
     if any(run.is_interrupted for run in report.runs):
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -269,7 +272,8 @@ def sweep_command(
         pool = stack.enter_context(WorkerPool(options.workers))
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
         warm_up(pool, target.endpoint, setup, target.maker)
-        sweep = Sweep(pool, target.endpoint, setup, spec, target.maker, lambda title: live.task(title, None))
+        sweep = Sweep(pool, target.endpoint, setup, spec, target.maker)
+        sweep.report = lambda title: live.task(title, None)
         result, outcome = sweep.run(), sweep.first
     assert outcome is not None
     section = make_section(outcome, target.described)

@@ -170,40 +170,24 @@ def is_higher_better(metric: str) -> bool:
 def _conclude(
     runner: _Runner, arms: list[Arm], aa_blocks: list[list[list[Outcome]]], setup: RunSetup, spec: CompareSpec
 ) -> Comparison:
-    aa_values = [block_values(aa_blocks, arm, setup) if aa_blocks else {} for arm in (0, 1)]
-    aa_judgements = []
-    if len(aa_blocks) >= 4:
-        aa = [
-            MetricBlocks(m, is_higher_better(m), v, aa_values[1][m])
-            for m, v in aa_values[0].items()
-            if m in aa_values[1]
-        ]
-        aa_judgements = judge(aa, spec.seed, spec.alpha, spec.minimum_effect)
-    values = [block_values(runner.blocks, arm, setup) for arm in range(len(arms))]
     outcomes = [_joined([block[arm] for block in runner.blocks], setup) for arm in range(len(arms))]
+    aa = [block_values(aa_blocks, arm, setup) if aa_blocks else {} for arm in (0, 1)]
+    aa_judgements: list[Judgement] = []
+    if len(aa_blocks) >= 4:
+        shared = [MetricBlocks(m, is_higher_better(m), v, aa[1][m]) for m, v in aa[0].items() if m in aa[1]]
+        aa_judgements = judge(shared, spec.seed, spec.alpha, spec.minimum_effect)
+    values = [block_values(runner.blocks, arm, setup) for arm in range(len(arms))]
     pairs = []
     for arm in range(1, len(arms)):
         blocks = [
-            MetricBlocks(
-                m, is_higher_better(m), values[0][m], values[arm][m], aa_values[0].get(m, []), aa_values[1].get(m, [])
-            )
+            MetricBlocks(m, is_higher_better(m), values[0][m], values[arm][m], aa[0].get(m, []), aa[1].get(m, []))
             for m in values[0]
             if m in values[arm]
         ]
-        gate = equal_work(outcomes[0].records, outcomes[arm].records, spec.limits) if runner.blocks else []
-        pair = Pair(
-            baseline=arms[0].label,
-            candidate=arms[arm].label,
-            gate=gate,
-            judgements=judge(blocks, spec.seed, spec.alpha, spec.minimum_effect),
-            blocks=blocks,
-            refused=_refusal(gate, aa_judgements),
-        )
-        if pair.refused:
-            pair.judgements = [
-                msgspec.structs.replace(j, verdict="not comparable", reason=pair.refused) for j in pair.judgements
-            ]
-        pairs.append(pair)
+        gate = equal_work(outcomes[0].records, outcomes[arm].records, spec.limits)
+        judgements = judge(blocks, spec.seed, spec.alpha, spec.minimum_effect)
+        pair = Pair(baseline=arms[0].label, candidate=arms[arm].label, gate=gate, judgements=judgements, blocks=blocks)
+        pairs.append(_withheld(pair, _refusal(gate, aa_judgements)))
     return Comparison(
         labels=[arm.label for arm in arms],
         pairs=pairs,
@@ -212,6 +196,14 @@ def _conclude(
         order=runner.order,
         is_interrupted=runner.is_interrupted,
     )
+
+
+def _withheld(pair: Pair, reason: str) -> Pair:
+    """The pair without its verdicts, if there is a reason to refuse them."""
+    if reason:
+        pair.refused = reason
+        pair.judgements = [msgspec.structs.replace(j, verdict="not comparable", reason=reason) for j in pair.judgements]
+    return pair
 
 
 def _refusal(gate: list[GateCheck], aa_judgements: list[Judgement]) -> str:

@@ -87,7 +87,8 @@ def _finish_reasons(baseline: Sequence[Record], candidate: Sequence[Record], lim
     totals = [max(1, sum(count.values())) for count in counts]
     names = sorted(set(counts[0]) | set(counts[1]))
     distance = sum(abs(counts[0][n] / totals[0] - counts[1][n] / totals[1]) for n in names) / 2
-    detail = f"{dict(counts[0])} and {dict(counts[1])}: {100 * distance:.1f} % differ"
+    told = [", ".join(f"{count[name]} {name}" for name in names if count[name]) or "none" for count in counts]
+    detail = f"{told[0]} and {told[1]}: {100 * distance:.1f} % differ"
     return GateCheck("finish reasons", distance <= limits.finish_reasons, detail)
 
 

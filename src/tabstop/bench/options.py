@@ -75,6 +75,8 @@ class Options:
     gpu: str = option("", "hardware facts for sanity checks: a100-80gb, 2xh100-80gb or name:GB/s:TFLOPS:GB")
     model_config: Path | None = option(None, "config.json of the model, for sanity checks")
     weight_bytes: float = option(2.0, "bytes a parameter (2: 16 bits, 0.56: 4 bits and scales)")
+    price: str = option("", "4.10/gpu-hour or 32.77/hour, for the report's cost curve; default: for each $1 an hour")
+    devices: int = option(1, "devices that the server holds, for --price in gpu-hours")
     out: Path | None = option(None, "folder of the report; default: bench-<kind>-<time>")
     keep_text: bool = option(False, "keep prompts' answers in requests.jsonl")
 

@@ -30,13 +30,18 @@ def output_folder(wanted: Path | None, kind: str) -> Path:
 
 
 def write_all(
-    report: BenchReport, records: Sequence[tuple[str, Sequence[Record]]], folder: Path, *, keep_text: bool = False
+    report: BenchReport,
+    records: Sequence[tuple[str, Sequence[Record]]],
+    folder: Path,
+    *,
+    keep_text: bool = False,
+    price_per_hour: float | None = None,
 ) -> None:
     """report.json, summary.csv, summary.md, report.html, and each endpoint's requests as JSONL."""
     write_report(report, folder / "report.json")
     (folder / "summary.csv").write_text(to_csv(report), encoding="utf-8")
     (folder / "summary.md").write_text(to_markdown(report), encoding="utf-8")
-    (folder / "report.html").write_text(to_html(report), encoding="utf-8")
+    (folder / "report.html").write_text(to_html(report, price_per_hour), encoding="utf-8")
     for number, (label, series) in enumerate(records):
         name = "requests.jsonl" if len(records) == 1 else f"requests-{number}-{_file_name(label)}.jsonl"
         write_jsonl(folder / name, series, keep_text=keep_text)

@@ -72,8 +72,15 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     price_per_month: float | None = None
     memory_used: float | None = None  # GB
     kv_tokens_resident: float | None = None  # tokens that must be held at once
-    is_speculative: bool = False  # several tokens a pass: the floor divides by `tokens_per_pass`
-    tokens_per_pass: float = 1.0
+    tokens_per_pass: float = 1.0  # over 1 with speculative decoding
+    mean_latency: float | None = None
+    p99_latency: float | None = None
+    before: float | None = None  # "from `before` to `after` is `change`" (−0.17 = 17 % less)
+    after: float | None = None
+    change: float | None = None
+    block_size: float | None = None  # tokens of a KV page
+    page_bytes: float | None = None
+    waste: float | None = None  # share of KV memory lost to unfinished pages
 
 
 def parse_gpu(written: str) -> Hardware:
@@ -136,6 +143,9 @@ def check(claim: Claim) -> list[SanityFlag]:
         *_price(claim),
         *_month(claim),
         *_memory(claim),
+        *_mean(claim),
+        *_change(claim),
+        *_pages(claim),
     )
     return list(found)
 
@@ -160,13 +170,16 @@ def _compute(claim: Claim) -> list[SanityFlag]:
         return []
     peak = claim.hardware.flops * 1e12 * claim.hardware.num_devices
     flags = []
-    if claim.tokens_per_s is not None:
+    rate = claim.tokens_per_s
+    if rate is None and claim.requests_per_s is not None and claim.output_tokens:
+        rate = claim.requests_per_s * claim.output_tokens
+    if rate is not None:
         prompt_share = (claim.prompt_tokens or 0.0) / claim.output_tokens if claim.output_tokens else 0.0
-        needed = 2 * claim.model.active_parameters * claim.tokens_per_s * (1 + prompt_share)
+        needed = 2 * claim.model.active_parameters * rate * (1 + prompt_share)
         if needed > peak * SLACK:
-            limit = f"at most {claim.tokens_per_s * peak / needed:.4g} tokens/s"
+            limit = f"at most {rate * peak / needed:.4g} tokens/s"
             why = f"{needed / 1e12:.4g} TFLOP/s needed, {peak / 1e12:g} there"
-            flags.append(SanityFlag(f"compute: {claim.name}", f"{claim.tokens_per_s:g} tokens/s", limit, why))
+            flags.append(SanityFlag(f"compute: {claim.name}", f"{rate:g} tokens/s", limit, why))
     if claim.ttft is not None and claim.prompt_tokens:
         floor = 2 * claim.model.active_parameters * claim.prompt_tokens / peak
         if claim.ttft * SLACK < floor:
@@ -235,6 +248,45 @@ def _memory(claim: Claim) -> list[SanityFlag]:
         f"{weights:.3g} GB of weights and {needed - weights:.3g} GB of KV for {claim.kv_tokens_resident or 0:g} tokens"
     )
     return [SanityFlag(f"memory: {claim.name}", claimed, f"at least {needed:.3g} GB", why)]
+
+
+def _mean(claim: Claim) -> list[SanityFlag]:
+    if claim.mean_latency is None or claim.p99_latency is None or claim.mean_latency <= claim.p99_latency * SLACK:
+        return []
+    top = (claim.mean_latency - 0.99 * claim.p99_latency) / 0.01
+    claimed = f"mean {1e3 * claim.mean_latency:g} ms, p99 {1e3 * claim.p99_latency:g} ms"
+    why = "the mean lies over the p99 only if the slowest hundredth is that slow"
+    return [SanityFlag(f"mean over p99: {claim.name}", claimed, f"the slowest 1 % average {top:.3g} s", why)]
+
+
+def _change(claim: Claim) -> list[SanityFlag]:
+    """Percentages to the whole percent, on either base (21 % less may be said of either number)."""
+    if not claim.before or not claim.after or claim.change is None:
+        return []
+    bases = (claim.after / claim.before - 1, 1 - claim.before / claim.after)
+    if any(abs(abs(change) - abs(claim.change)) <= 0.011 for change in bases):
+        return []
+    claimed = f"{claim.before:g} to {claim.after:g} is {100 * claim.change:+g} %"
+    return [SanityFlag(f"percentage: {claim.name}", claimed, f"{100 * bases[0]:+.1f} %", "division")]
+
+
+def _pages(claim: Claim) -> list[SanityFlag]:
+    if claim.block_size is None:
+        return []
+    flags = []
+    if claim.page_bytes is not None and claim.model is not None:
+        true = claim.model.kv_bytes_per_token * claim.block_size
+        if not 1 / SLACK <= claim.page_bytes / true <= SLACK:
+            why = f"{claim.block_size:g} tokens of {claim.model.kv_bytes_per_token:g} bytes"
+            flags.append(SanityFlag(f"page size: {claim.name}", f"{claim.page_bytes:g} bytes", f"{true:g} bytes", why))
+    if claim.waste is not None and claim.prompt_tokens is not None:
+        lost = (claim.block_size - 1) / 2
+        true = lost / (lost + claim.prompt_tokens + (claim.output_tokens or 0.0) / 2)
+        if claim.waste > 2 * true:
+            why = f"half a page of {claim.block_size:g} tokens in sequences of {claim.prompt_tokens:g} tokens and more"
+            limit = f"about {100 * true:.2g} %"
+            flags.append(SanityFlag(f"waste: {claim.name}", f"{100 * claim.waste:g} %", limit, why))
+    return flags
 
 
 def check_summary(

@@ -107,19 +107,13 @@ class SloWatch:
 
 
 class Sweep:
-    """One endpoint's sweep; `report(title)` gives the progress callback of each run."""
+    """One endpoint's sweep. `report(title)` gives the progress callback of each run; set it before run()."""
 
     def __init__(
-        self,
-        pool: WorkerPool,
-        endpoint: Endpoint,
-        setup: RunSetup,
-        spec: SweepSpec,
-        maker: PromptMaker,
-        report: Callable[[str], Report | None] = lambda title: None,
+        self, pool: WorkerPool, endpoint: Endpoint, setup: RunSetup, spec: SweepSpec, maker: PromptMaker
     ) -> None:
-        self.pool, self.endpoint, self.setup, self.spec = pool, endpoint, setup, spec
-        self.maker, self.report = maker, report
+        self.pool, self.endpoint, self.setup, self.spec, self.maker = pool, endpoint, setup, spec, maker
+        self.report: Callable[[str], Report | None] = lambda title: None
         self.points: list[RatePoint] = []
         self.is_interrupted = False
         self.num_runs = 0

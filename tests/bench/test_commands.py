@@ -1,0 +1,218 @@
+"""The commands as a user types them, against golden servers that they start themselves."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tabstop.bench.records import read_jsonl
+from tabstop.bench.report import read_report, redacted
+from tabstop.errors import InputError
+
+SMALL = ["--num-requests", "12", "--output", "4", "--concurrency", "3", "--workers", "1", "--max-lag", "1"]
+
+
+def golden(**behaviour: object) -> str:
+    told = json.dumps({"ttft": 0.01, "rate": 1000} | behaviour)
+    return f"{sys.executable} -m tabstop.bench.golden --behaviour {shlex.quote(told)}"
+
+
+def bench(*arguments: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tabstop.bench", *arguments]
+    wide = os.environ | {"COLUMNS": "240"}  # tables without broken lines
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=wide)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("run")
+    start = golden(style="several")
+    slo = ["--slo", "ttft=1,e2e=5", "--input", "16:400"]
+    done = bench("bench", "run", "--start", start, *SMALL, *slo, "--num-requests", "60", "--out", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_a_run_leaves_every_form_of_its_report(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"report.json", "report.html", "requests.jsonl", "summary.csv", "summary.md"}
+    report = read_report(finished / "report.json")
+    run = report.runs[0]
+    assert run.summary.outcomes == {"ok": 60} and run.summary.tokens.output_counted == 240
+    assert run.summary.latencies["ttft"].percentiles["p99"].value is None  # 60 requests carry no p99
+    assert report.environment["cores"] and report.setup.workload.seed
+    records = read_jsonl(finished / "requests.jsonl")
+    assert len(records) == 60 and all(r.text == "" and r.digest for r in records)
+    assert "output tokens/s" in (finished / "summary.csv").read_text()
+    assert "Repeat with" in (finished / "summary.md").read_text()
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags and what they refer to."""
+
+    VOID = ("meta", "link", "br", "line", "circle", "rect", "polyline")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.targets: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.targets += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_self_contained_and_well_formed(finished: Path) -> None:
+    text = (finished / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.open == [] and page.targets == ["data:,"] and "script" not in page.tags
+    assert page.tags.count("svg") >= 8
+    assert "prefers-color-scheme: dark" in text and not re.search(r"url\(|@import", text)
+
+
+def test_an_overloaded_client_makes_a_run_invalid(tmp_path: Path) -> None:
+    out = ["--max-lag", "0.0000001", "--out", str(tmp_path)]
+    done = bench("bench", "run", "--start", golden(), *SMALL, "--rate", "50", *out, *[])
+    assert done.returncode == 2 and "give only one of them" in done.stderr
+    open_loop = ["--num-requests", "12", "--output", "4", "--workers", "1", "--rate", "50"]
+    done = bench("bench", "run", "--start", golden(), *open_loop, *out)
+    assert done.returncode == 3, done.stdout
+    assert "INVALID" in done.stdout and not read_report(tmp_path / "report.json").is_valid
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["127.0.0.1:1"], "cannot reach http://127.0.0.1:1"),
+        (["--start", golden(), "--model", "gpt"], "does not know the model 'gpt'; it offers golden"),
+        (["--start", golden(ignore_max_tokens=True)], "ignores max_tokens: 3 were asked for, 6 came"),
+        (["--start", golden(fault="garbage", fault_share=1)], "broken SSE"),
+        (["--start", golden(fault="no-end", fault_share=1)], "without a finish reason"),
+        (["--start", "no-such-server --port {port}"], "cannot start 'no-such-server'"),
+        (["--start", f"{sys.executable} -c 'raise SystemExit(5)'"], "ended with code 5"),
+        (["--start", golden(), "--workload", "trace", "--trace", "nowhere.csv"], "no trace 'nowhere.csv'"),
+        (["--start", golden(), "--workload", "poetry"], "unknown workload 'poetry'"),
+        (["--start", golden(), "--slo", "speed=1"], "cannot read 'speed=1' of --slo"),
+        (["--start", golden(), "--input", "many"], "cannot read the length 'many'"),
+        (["--start", golden(), "--header", "nonsense"], "has no colon"),
+        ([], "give one URL or one --start command"),
+    ],
+)
+def test_bad_input_is_one_clear_error(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = bench("bench", "run", *arguments, "--num-requests", "4", "--out", str(tmp_path))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_trace_without_its_columns_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("TIMESTAMP,GeneratedTokens\n0,1\n")
+    done = bench("bench", "run", "--start", golden(), "--workload", "trace", "--trace", str(tmp_path / "t.csv"))
+    assert done.returncode == 2 and "no input column" in done.stderr
+
+
+def test_the_built_in_trace_is_replayed(tmp_path: Path) -> None:
+    options = ["--workload", "trace", "--num-requests", "30", "--trace-speed", "20", "--max-lag", "1"]
+    done = bench("bench", "run", "--start", golden(rate=20000), *options, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = read_report(tmp_path / "report.json")
+    assert report.runs[0].summary.tokens.prompt > 30_000 and report.setup.load.mode == "replay"
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tabstop.bench", "bench", "run", "--start", golden(), "--out", str(tmp_path)]
+    command += ["--rate", "20", "--num-requests", "2000", "--output", "4", "--workers", "1", "--max-lag", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(5)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    report = read_report(tmp_path / "report.json")
+    assert report.runs[0].is_interrupted and 0 < report.runs[0].summary.num_requests < 2000
+
+
+@pytest.mark.parametrize("mode", ["together", "one-at-a-time"])
+def test_compare_starts_its_servers(tmp_path: Path, mode: str) -> None:
+    servers = ["--start", golden(), "--start", golden(slow_down=5)]
+    options = [*SMALL, "--blocks", "4", "--aa-blocks", "0", "--label", "one", "--label", "two", "--out", str(tmp_path)]
+    options += ["--one-at-a-time"] if mode == "one-at-a-time" else []
+    done = bench("bench", "compare", *servers, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = read_report(tmp_path / "report.json")
+    assert report.comparison is not None
+    pair = report.comparison.pairs[0]
+    assert (pair.baseline, pair.candidate, pair.refused) == ("one", "two", "")
+    assert [run.summary.outcomes for run in report.runs] == [{"ok": 96}] * 2
+    assert "slower" in {judgement.verdict for judgement in pair.judgements}
+    assert "two against one" in (tmp_path / "report.html").read_text()
+
+
+def test_sweep_writes_its_curve(tmp_path: Path) -> None:
+    options = ["--num-requests", "12", "--output", "4", "--workers", "1", "--max-lag", "1", "--min-duration", "1"]
+    limits = ["--slo", "ttft_p90=0.5", "--saturating-concurrency", "4", "--max-requests", "60"]
+    done = bench("bench", "sweep", "--start", golden(slots=2), *options, *limits, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = read_report(tmp_path / "report.json")
+    assert report.sweep is not None and report.sweep.percentile == 0.9
+    assert {point.purpose for point in report.sweep.points} == {"saturation", "curve", "search"}
+
+
+def test_sanity_prints_the_arithmetic() -> None:
+    claims = Path(__file__).parents[2] / "benchmarks" / "article_claims.json"
+    done = bench("bench", "sanity", str(claims))
+    assert done.returncode == 0 and "12.8 ms a token" in " ".join(done.stdout.split())
+
+
+def test_a_run_against_hardware_facts_is_checked(tmp_path: Path) -> None:
+    config = {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "vocab_size": 32016}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    facts = ["--gpu", "a100-80gb", "--model-config", str(tmp_path / "config.json")]
+    done = bench("bench", "run", "--start", golden(), *SMALL, *facts, "--out", str(tmp_path / "out"))
+    flags = read_report(tmp_path / "out" / "report.json").runs[0].sanity
+    assert done.returncode == 0 and any("bandwidth floor" in flag.what for flag in flags)
+
+
+def test_cost_and_plan_read_the_report(finished: Path) -> None:
+    report = str(finished / "report.json")
+    done = bench("cost", report, "--price", "4.10/gpu-hour", "--devices", "2", "--acceptance", "0.3")
+    assert done.returncode == 0 and "--price 4.10/gpu-hour, 2" in " ".join(done.stdout.split()), done.stdout
+    done = bench("cost", report)
+    assert done.returncode == 2 and "give --price, or --sku" in " ".join(done.stderr.split())
+    done = bench("plan", "--report", report, "--slo", "ttft_p99=0.5")
+    assert done.returncode == 2 and "this is not extrapolated" in " ".join(done.stderr.split())
+
+
+def test_keys_do_not_reach_the_report() -> None:
+    command = ["--header", "Authorization: Bearer secret", "--header=X-API-Key: secret", "http://x:80"]
+    assert redacted(command) == ["--header", "Authorization: …", "--header=X-API-Key: …", "http://x:80"]
+
+
+def test_reports_of_another_version_are_refused(finished: Path, tmp_path: Path) -> None:
+    content = msgspec.json.decode((finished / "report.json").read_bytes())
+    (tmp_path / "old.json").write_text(json.dumps(content | {"schema": "tabstop-bench-report/0"}))
+    with pytest.raises(InputError, match="this version reads"):
+        read_report(tmp_path / "old.json")
+    (tmp_path / "bad.json").write_text("{}")
+    for path in (tmp_path / "bad.json", tmp_path / "absent.json"):
+        with pytest.raises(InputError, match=r"not a benchmark report|cannot read"):
+            read_report(path)
