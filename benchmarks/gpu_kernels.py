@@ -26,7 +26,7 @@ from tabstop.kernels import activation, copy_blocks, norm, rope_store
 from tabstop.kernels.attention import Launch, Rows, View, attend_torch
 from tabstop.kernels.decode import DecodePlan, decode_triton, plan_decode
 from tabstop.kernels.language import jit, tl, triton
-from tabstop.kernels.prompt import PromptPlan, plan_prompt, prompt_triton
+from tabstop.kernels.prompt import PromptPlan, find_tiles, plan_prompt, prompt_triton
 from tests.kernels.rows import TOLERANCE, Shape, make_rows
 
 REHEARSES = "--rehearse" in sys.argv
@@ -241,6 +241,8 @@ def decode_large() -> None:
         load = workload(heads, num_rows, 1, context)
         default = plan_decode(len(load.rows.contexts), load.heads, max(1, 16 // (heads[0] // heads[1])), 450, load.q)
         emit("decode", load=name, launch="default", splits=default.num_splits, **time_decode(load, default))
+        if heads == MHA:
+            alone(name, load)
         if num_rows == 256 or REHEARSES:
             continue
         for launch in (
@@ -260,6 +262,17 @@ def decode_large() -> None:
                 emit("decode", load=name, launch=launch, error=repr(error)[:200])
 
 
+def alone(name: str, load: Workload) -> None:
+    """One query of one head a program, by sums instead of matrices."""
+    default = replace(plan_decode(len(load.rows.contexts), load.heads, 1, load.context, load.q), packed=1)
+    for launch in ((32, 4, 1), (64, 8, 1), (16, 4, 1), (64, 8, 3), (32, 2, 1), (16, 4, 4)):
+        try:
+            timed = time_decode(load, replace(default, launch=Launch(*launch)))
+            emit("decode", load=name, packed=1, launch=launch, splits=default.num_splits, **timed)
+        except Exception as error:
+            emit("decode", load=name, packed=1, launch=launch, error=repr(error)[:200])
+
+
 def decode_small() -> None:
     """Few rows: contexts are split; latency counts."""
     for name, heads, num_rows, length, context in (
@@ -276,6 +289,8 @@ def decode_small() -> None:
         queries = max(1, 16 // group) if load.length == 1 else 8
         default = plan_decode(len(load.rows.contexts), load.heads, min(8, queries), load.context, load.q)
         emit("decode", load=name, launch="default", splits=default.num_splits, **time_decode(load, default))
+        if heads == SMALL:
+            alone(name, load)
         if default.partial is None or REHEARSES:
             continue
         for tile, warps in ((16, 2), (32, 2), (64, 4)):
@@ -312,11 +327,14 @@ def prompts() -> None:
             emit("prompt", load=name, launch="torch, not paged", us=elapsed * 1e6)
         if length != 8192 or REHEARSES:
             continue
-        for launch in ((64, 8, 2), (128, 8, 2), (32, 8, 4), (64, 4, 3)):
+        for packed, *launch in ((128, 64, 8, 2), (128, 128, 8, 2), (128, 32, 8, 4), (64, 64, 4, 3), (64, 64, 4, 2)):
+            queries = packed // (heads[0] // heads[1])
+            tiles = find_tiles(load.rows, 9, queries, len(load.q) // queries + 1)
             try:
-                emit("prompt", load=name, launch=launch, **time_prompt(load, replace(default, launch=Launch(*launch))))
+                timed = time_prompt(load, PromptPlan(packed, Launch(*launch), tiles))
+                emit("prompt", load=name, packed=packed, launch=launch, **timed)
             except Exception as error:
-                emit("prompt", load=name, launch=launch, error=repr(error)[:200])
+                emit("prompt", load=name, packed=packed, launch=launch, error=repr(error)[:200])
 
 
 def attend_dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from tabstop.attention import AttentionBackend, AttentionBatch, Need, load_backend, make_backend
+from tabstop.attention import AttentionBackend, AttentionBatch, FusedBackend, Need, load_backend, make_backend
 from tabstop.attention.reference import ReferenceAttention
 from tabstop.attention.triton import TritonAttention
 from tabstop.cache import CacheKind, CacheSpec
@@ -69,6 +69,7 @@ def test_steps_of_any_lengths_equal_the_reference(heads: int, kv_heads: int, win
 def test_rotating_and_storing_at_once_equals_doing_it_before() -> None:
     need = make_need(6, 2)
     steps, reference, backend = Steps(need), ReferenceAttention(need), TritonAttention(need)
+    assert isinstance(backend, FusedBackend) and not isinstance(reference, FusedBackend)
     expected_kv, kv = allocate(reference, need), allocate(backend, need)
     for lens in STEPS[:3]:
         batch, qkv = steps.next(lens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -48,7 +50,7 @@ def prompt(shape: Shape, lens: list[int], contexts: list[int], window: int | Non
 
 def whole(max_queries: int) -> DecodePlan:
     """Contexts are not split, as with many rows."""
-    return DecodePlan(max_queries, 1, Launch(64, 4, 3))
+    return DecodePlan(max_queries, 64, 1, Launch(64, 4, 3))
 
 
 def make_plan(shape: Shape, num_rows: int, max_queries: int, num_splits: int) -> DecodePlan:
@@ -77,6 +79,14 @@ def test_decoding_rows_of_any_context(num_splits: int, window: int | None) -> No
     contexts = [1, 16, 17, 63, 64, 65, 150]
     plan = whole(1) if num_splits == 1 else make_plan(shape, len(contexts), 1, num_splits)
     decode(shape, [1] * len(contexts), contexts, plan, window)
+
+
+@pytest.mark.parametrize("window", [None, 1, 40])
+def test_decoding_without_matrices(window: int | None) -> None:
+    shape, contexts = Shape(2, 2, 24), [1, 16, 17, 63, 64, 65, 150]
+    lens = [1, 1, 1, 2, 0, 1, 1]
+    decode(shape, lens, contexts, replace(whole(1), packed=1), window)
+    decode(shape, lens, contexts, replace(make_plan(shape, 7, 1, 3), packed=1), window)
 
 
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])

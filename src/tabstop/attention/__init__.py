@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tabstop.errors import ConfigError
 
@@ -84,6 +84,24 @@ class AttentionBackend(Protocol):
 
         Token i of a row sees positions ≤ its own, and with a window only the last `window` of them.
         """
+        ...
+
+
+@runtime_checkable
+class FusedBackend(AttentionBackend, Protocol):
+    """A backend that also takes the projections' one matrix: rotation and store are one kernel. `run` in two halves."""
+
+    def rotate_and_store(
+        self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: Any, meta: Any
+    ) -> torch.Tensor:
+        """qkv [T, (heads + 2 · kv_heads) · dim] → turned q [T, heads, dim]; stores turned k, and v, of all rows.
+
+        cos, sin: [T, 1, dim / 2] of the tokens' positions, of any float type.
+        """
+        ...
+
+    def attend(self, q: torch.Tensor, kv: Any, meta: Any, scale: float, window: int | None) -> torch.Tensor:
+        """Attends over what is stored. q [T, heads, dim] → [T, heads, dim], undefined for tokens of no row."""
         ...
 
 

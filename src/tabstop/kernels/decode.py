@@ -28,6 +28,7 @@ class DecodePlan:
     """A launch's counts, and the memory that splits are merged through; made once a step."""
 
     max_queries: int  # rows with more queries are left to others
+    packed: int  # rows of a program's tile, queries × group; 1: one query of one head, by sums instead of matrices
     num_splits: int
     launch: Launch
     partial: torch.Tensor | None = None  # float32 [R · KV heads · splits · max_queries · group, dim]
@@ -50,11 +51,12 @@ def plan_decode(
     num_splits = min(ceil_div(ENOUGH_PROGRAMS, num_rows * num_kv_heads), ceil_div(max_context, MIN_SPLIT), MAX_SPLITS)
     tile = 32 if num_splits > 1 or dim > 128 or like.element_size() > 2 else 64
     launch = Launch(tile, num_warps=4, num_stages=3)
+    packed = max(NARROW, next_power_of_2(max_queries * num_heads // num_kv_heads))
     if num_splits == 1:
-        return DecodePlan(max_queries, 1, launch)
+        return DecodePlan(max_queries, packed, 1, launch)
     size = num_rows * num_heads * num_splits * max_queries
     partial = like.new_empty(size, dim, dtype=torch.float32)
-    return DecodePlan(max_queries, num_splits, launch, partial, like.new_empty(size, dtype=torch.float32))
+    return DecodePlan(max_queries, packed, num_splits, launch, partial, like.new_empty(size, dtype=torch.float32))
 
 
 def decode_triton(
@@ -66,12 +68,14 @@ def decode_triton(
     group = num_heads // num_kv_heads
     assert q.is_contiguous() and result.is_contiguous() and kv.is_contiguous()
     splits, launch = plan.num_splits > 1, plan.launch
-    packed = max(NARROW, next_power_of_2(plan.max_queries * group))
-    sizes = (group, dim, next_power_of_2(dim), block_size, packed, launch.tile, view.window or 0, splits)
+    assert plan.packed >= plan.max_queries * group
+    sizes = (group, dim, next_power_of_2(dim), block_size, plan.packed, launch.tile, view.window or 0, splits)
     pointers = (q, kv, result, plan.partial, plan.weights, rows.starts, rows.contexts, rows.tables)
     grid = (num_kv_heads, len(rows.contexts), plan.num_splits)
     counts = (view.scale * LOG2_E, rows.tables.stride(0), plan.max_queries)
-    decode_kernel[grid](*pointers, *counts, *sizes, num_warps=launch.num_warps, num_stages=launch.num_stages)
+    decode_kernel[grid](
+        *pointers, *counts, *sizes, launch.num_stages, num_warps=launch.num_warps, num_stages=launch.num_stages
+    )
     if splits:
         merge = (group, dim, next_power_of_2(dim), launch.tile, view.window or 0, next_power_of_2(plan.num_splits))
         merge_grid = (num_heads, len(rows.contexts), plan.max_queries)
@@ -113,6 +117,7 @@ def decode_kernel(
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
     SPLITS: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:
     """Program (KV head, row, split)."""
     head, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -136,7 +141,7 @@ def decode_kernel(
 
     top, total, sums = attend_tiles(
         queries, kv + head * BLOCK_SIZE * DIM, tables + row.to(tl.int64) * stride_table, context, position, scale,
-        begin, end, tl.num_programs(0), DIM, BLOCK_DIM, BLOCK_SIZE, TILE, WINDOW,
+        begin, end, tl.num_programs(0), DIM, BLOCK_DIM, BLOCK_SIZE, TILE, WINDOW, STAGES,
     )  # fmt: skip
     mean = sums / tl.maximum(total, 1e-30)[:, None]
     if SPLITS:
@@ -164,6 +169,7 @@ def attend_tiles(
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """The online softmax of tiles begin to end; keys: of this head in block 0."""
     column = tl.arange(0, BLOCK_DIM)[None, :]
@@ -172,23 +178,58 @@ def attend_tiles(
     if WINDOW > 0:
         oldest = tl.min(position, 0) - WINDOW + 1
     to_values = num_kv_heads * BLOCK_SIZE * DIM
-    top = tl.full(position.shape, -1e20, tl.float32)
-    total = tl.zeros(position.shape, tl.float32)
-    sums = tl.zeros([position.shape[0], BLOCK_DIM], tl.float32)
     ids = load_ids(table, place, (place < context) & (place >= oldest), BLOCK_SIZE)
-    for _ in tl.range(begin, end):
-        read = ((place < context) & (place >= oldest))[:, None]
+    lanes: tl.constexpr = TILE if queries.shape[0] == 1 else queries.shape[0]
+    top = tl.full([lanes], -1e20, tl.float32)
+    total = tl.zeros([lanes], tl.float32)
+    sums = tl.zeros([lanes, BLOCK_DIM], tl.float32)
+    for _ in tl.range(begin, end, num_stages=STAGES):
+        read = (place < context) & (place >= oldest)
         offsets = ids.to(tl.int64) * (2 * to_values) + place % BLOCK_SIZE * DIM
         pointers = keys + offsets[:, None] + column
-        k = load_tile(pointers, read, DIM, BLOCK_DIM, "evict_first")
-        v = load_tile(pointers + to_values, read, DIM, BLOCK_DIM, "evict_first")
+        k = load_tile(pointers, read[:, None], DIM, BLOCK_DIM, "evict_first")
+        v = load_tile(pointers + to_values, read[:, None], DIM, BLOCK_DIM, "evict_first")
         visible = place[None, :] <= position[:, None]
         if WINDOW > 0:
             visible &= place[None, :] > position[:, None] - WINDOW
         place += TILE
         ids = load_ids(table, place, (place < context) & (place >= oldest), BLOCK_SIZE)
-        top, total, sums = fold(queries, k.to(queries.dtype), v.to(queries.dtype), visible, scale, top, total, sums)
+        if queries.shape[0] == 1:
+            top, total, sums = fold_alone(queries, k, v, read, scale, top, total, sums)
+        else:
+            top, total, sums = fold(queries, k.to(queries.dtype), v.to(queries.dtype), visible, scale, top, total, sums)
+    if queries.shape[0] == 1:
+        top, total, sums = merge_lanes(top, total, sums)
     return top, total, sums
+
+
+@jit()
+def fold_alone(
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    visible: tl.tensor,
+    scale: tl.tensor,
+    top: tl.tensor,
+    total: tl.tensor,
+    sums: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """One query q [1, D]: each of the tile's N places has a softmax of its own, so nothing is reduced across them."""
+    scores = tl.sum(k.to(tl.float32) * q.to(tl.float32), 1) * scale
+    scores = tl.where(visible, scores, -1e30)
+    new_top = tl.maximum(top, scores)
+    weights = tl.exp2(scores - new_top)
+    shrink = tl.exp2(top - new_top)
+    sums = sums * shrink[:, None] + weights[:, None] * v.to(tl.float32)
+    return new_top, total * shrink + weights, sums
+
+
+@jit()
+def merge_lanes(top: tl.tensor, total: tl.tensor, sums: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The softmax of all lanes [N], as of one query: [1], [1], [1, D]."""
+    highest = tl.max(top, 0, keep_dims=True)
+    share = tl.exp2(top - highest)
+    return highest, tl.sum(total * share, 0, keep_dims=True), tl.sum(sums * share[:, None], 0, keep_dims=True)
 
 
 @jit("num_splits")

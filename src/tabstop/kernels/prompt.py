@@ -39,11 +39,15 @@ def plan_prompt(
     packed = max(128 if dim <= 128 else 64, next_power_of_2(group))
     launch = Launch(64 if dim <= 128 and like.element_size() <= 2 else 32, packed // 16, num_stages=3)
     queries = packed // group
-    max_tiles = max_counts[1] // queries + max_counts[0]
-    tiles = like.new_empty(max_tiles, 2, dtype=torch.int32)
+    return PromptPlan(packed, launch, find_tiles(rows, min_queries, queries, max_counts[1] // queries + max_counts[0]))
+
+
+def find_tiles(rows: Rows, min_queries: int, queries_a_tile: int, max_tiles: int) -> torch.Tensor:
+    """PromptPlan.tiles of the rows with at least `min_queries` queries."""
+    tiles = rows.starts.new_empty(max_tiles, 2)
     num_rows = len(rows.contexts)
-    find_tiles_kernel[(max_tiles,)](tiles, rows.starts, num_rows, min_queries, queries, SEARCH, num_warps=4)
-    return PromptPlan(packed, launch, tiles)
+    find_tiles_kernel[(max_tiles,)](tiles, rows.starts, num_rows, min_queries, queries_a_tile, SEARCH, num_warps=4)
+    return tiles
 
 
 def prompt_triton(
