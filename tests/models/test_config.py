@@ -10,8 +10,9 @@ import pytest
 
 from tabstop.checkpoint import open_checkpoint
 from tabstop.errors import UnsupportedModelError
-from tabstop.models.config import Llama3Scaling, ModelConfig, RopeConfig, read_model_config
+from tabstop.models.config import ModelConfig, read_model_config
 from tabstop.models.loader import build_model
+from tabstop.models.rope import Llama3Scaling, RopeConfig
 from tests.tiny import llama_config, qwen2_config
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -41,14 +42,19 @@ def read(folder: Path, config: dict[str, Any]) -> ModelConfig:
         ({"rms_norm_eps": -1}, r"rms_norm_eps is -1; known: a number over 0"),
         ({"rope_theta": float("inf")}, r"rope_theta is inf"),
         (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 4}},
-            r"rope_scaling: rope_type is 'yarn'; known: 'default', 'l",
+            {"rope_scaling": {"rope_type": "proportional", "factor": 4}},
+            r"rope_scaling: rope_type is 'proportional'; known: 'default', 'l",
         ),
-        ({"rope_scaling": {"type": "dynamic", "factor": 4}}, r"rope_type is 'dynamic'"),
+        ({"rope_scaling": {"type": "dynamic"}}, r"rope_scaling: factor is missing"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4, "truncate": 1}}, r"rope_scaling: truncate is 1; known: true"),
         ({"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling: factor is missing"),
         ({"rope_scaling": "linear"}, r"rope_scaling is 'linear'; known: an object"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, r"high_freq_factor is 1\.0; known: a number over low_f"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, r"rope_parameters: rope_type is 'longrope'"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, r"rope_parameters: short_factor is missing; known: 4 numb"),
+        (
+            {"rope_parameters": {"rope_type": "su", "short_factor": [1.0] * 4, "long_factor": [1.0] * 3}},
+            r"long_factor is \[1\.0, 1\.0, 1\.0\]; known: 4 numbers over 0",
+        ),
         ({"rope_scaling": {"rope_type": "divisors"}}, r"divisors is missing; known: 4 numbers over 0"),
         ({"rope_scaling": {"rope_type": "divisors", "divisors": [1.0, 2.0, 0.0, 1.0]}}, r"divisors is \[1\.0, 2\.0"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0\.5; known: 1\.0"),
@@ -78,7 +84,7 @@ def test_what_the_family_does_not_understand_is_refused_by_name(
 
 
 def test_both_spellings_of_rope_say_the_same(tmp_path: Path) -> None:
-    expected = RopeConfig(5e5, Llama3Scaling(8.0, 1.0, 4.0, 512))
+    expected = RopeConfig(5e5, 8, Llama3Scaling(8.0, 1.0, 4.0, 512))
     apart = llama_config(rope_theta=5e5, rope_scaling=LLAMA3 | {"original_max_position_embeddings": 512})
     together = llama_config(rope_parameters=LLAMA3 | {"rope_theta": 5e5})  # the context's length is the default
     assert read(tmp_path, apart).rope == expected
@@ -90,7 +96,7 @@ def test_missing_keys_take_the_architecture_s_defaults(tmp_path: Path) -> None:
     for key in ("num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "tie_word_embeddings", "torch_dtype"):
         del config[key]
     model = read(tmp_path, config)
-    assert (model.num_kv_heads, model.head_dim, model.rope, model.tied_head) == (4, 8, RopeConfig(10000.0), False)
+    assert (model.num_kv_heads, model.head_dim, model.rope, model.tied_head) == (4, 8, RopeConfig(10000.0, 8), False)
     assert model.dtype is None
 
 

@@ -101,9 +101,9 @@ def test_linear_scaling_in_metadata(tmp_path: Path) -> None:
 
 
 def test_other_scaling_and_partial_rotation_are_refused(tmp_path: Path) -> None:
-    yarn = write_gguf(tmp_path / "yarn.gguf", llama_config(), **{"llama.rope.scaling.type": "yarn"})
-    with pytest.raises(UnsupportedModelError, match=r"rope_type is 'yarn'; known: 'default', 'linear', 'llama3'"):
-        load(yarn.path)
+    other = write_gguf(tmp_path / "other.gguf", llama_config(), **{"llama.rope.scaling.type": "other"})
+    with pytest.raises(UnsupportedModelError, match=r"rope_type is 'other'; known: 'default', 'linear', 'dynamic'"):
+        load(other.path)
     partial = write_gguf(tmp_path / "partial.gguf", llama_config(), **{"llama.rope.dimension_count": 4})
     with pytest.raises(UnsupportedModelError, match=r"partial_rotary_factor is 0.5"):
         load(partial.path)

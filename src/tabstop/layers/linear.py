@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tabstop.layers import WHOLE, Split, share
-from tabstop.quant import Loading, MatrixPart, QuantScheme, TensorRead, Weight
+from tabstop.quant import Loading, MatrixPart, Placement, QuantScheme, TensorRead, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Part:
     name: str
     rows: int
     unit: int = 1  # rows that a split keeps together
+    placement: Placement | None = None  # where its rows lie in the named tensor; None: they are the whole of it
 
 
 class Linear(nn.Module):
@@ -43,16 +44,13 @@ class Linear(nn.Module):
         self.bias: torch.Tensor | None = None
 
     def reads(self, scheme: QuantScheme) -> list[TensorRead]:
-        return [read for part in self.parts for read in scheme.reads(part)] + self._bias_reads()
-
-    def _bias_reads(self) -> list[TensorRead]:
-        parts = self.parts if self.has_bias else []
-        return [TensorRead(f"{part.name}.bias", (part.shape[0],), (part.rows,)) for part in parts]
+        reads = [read for part in self.parts for read in scheme.reads(part)]
+        return reads + [read for part in self.parts if self.has_bias for read in _bias_reads(part)]
 
     def load(self, loading: Loading) -> None:
         self.weight = loading.scheme.load(self.parts, loading)
         if self.adds_bias:
-            self.bias = torch.cat([loading.vector(read) for read in self._bias_reads()])
+            self.bias = torch.cat([_load_bias(part, loading) for part in self.parts])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, columns] → [T, rows]."""
@@ -67,7 +65,16 @@ def _matrix_part(prefix: str, columns: int, part: Part, split: Split) -> MatrixP
         rows = share(part.rows, part.unit, split.rank, split.size)
     elif split.axis == "columns":
         ours = share(columns, part.unit, split.rank, split.size)
-    return MatrixPart(name, (part.rows, columns), rows, ours)
+    stored_rows = part.rows if part.placement is None else part.placement.num_rows
+    return MatrixPart(name, (stored_rows, columns), rows, ours, part.placement)
+
+
+def _bias_reads(part: MatrixPart) -> list[TensorRead]:
+    return [TensorRead(f"{part.name}.bias", part.shape[:1], (run,)) for run in part.runs]
+
+
+def _load_bias(part: MatrixPart, loading: Loading) -> torch.Tensor:
+    return part.arranged(torch.cat([loading.vector(read) for read in _bias_reads(part)]))
 
 
 class Embedding(nn.Module):
@@ -88,6 +95,21 @@ class Embedding(nn.Module):
         """ids int64 [T] → [T, hidden]."""
         assert self.weight is not None, "not loaded"
         return self.weight.gather(ids)
+
+
+class ScaledEmbedding(Embedding):
+    """Its vectors are multiplied by a number; a head that is tied to it is not."""
+
+    def __init__(self, name: str, vocab_size: int, hidden_size: int, factor: float) -> None:
+        super().__init__(name, vocab_size, hidden_size)
+        self.factor = factor
+
+    def load(self, loading: Loading) -> None:
+        super().load(loading)
+        self.factor = torch.tensor(self.factor, dtype=loading.dtype).item()  # as those who trained it rounded it
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) * self.factor
 
 
 class TiedHead(nn.Module):

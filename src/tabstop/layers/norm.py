@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from tabstop.quant import Loading, QuantScheme, TensorRead
 
@@ -29,3 +30,35 @@ class RMSNorm(nn.Module):
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
+
+
+class OffsetRMSNorm(RMSNorm):
+    """As RMSNorm, with 1 + weight for the weight; the product is float32, too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.weight is not None, "not loaded"
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * (1.0 + self.weight.float())).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / standard deviation · weight + bias over the last axis (Ba et al., 2016)."""
+
+    def __init__(self, name: str, size: int, eps: float) -> None:
+        super().__init__()
+        self.names = [TensorRead(f"{name}.{kind}", (size,), (slice(0, size),)) for kind in ("weight", "bias")]
+        self.size, self.eps = size, eps
+        self.weight: torch.Tensor | None = None
+        self.bias: torch.Tensor | None = None
+
+    def reads(self, scheme: QuantScheme) -> list[TensorRead]:
+        return self.names
+
+    def load(self, loading: Loading) -> None:
+        self.weight, self.bias = (loading.vector(read) for read in self.names)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., size] → the same shape and type."""
+        assert self.weight is not None, "not loaded"
+        return functional.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)

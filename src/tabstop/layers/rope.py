@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from tabstop.models.config import Divisors, LinearScaling, Llama3Scaling, RopeConfig
+from tabstop.models.rope import Divisors, LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 
 
 class Rotary(NamedTuple):
@@ -19,23 +20,41 @@ class Rotary(NamedTuple):
 
 
 class Rope(nn.Module):
-    """Positions → angles, computed once a step."""
+    """Positions → angles, computed once a step. What is not turned has the angle 0 (layers/projections.py)."""
 
     def __init__(self, config: RopeConfig, head_dim: int) -> None:
         super().__init__()
-        self.frequencies = frequencies(config, head_dim)
+        num_unturned = (head_dim - config.rotary_dim) // 2
+        self.frequencies = functional.pad(frequencies(config), (0, num_unturned))
+        turned = torch.full((config.rotary_dim // 2,), magnitude(config), device="cpu")
+        self.magnitudes = functional.pad(turned, (0, num_unturned), value=1.0)
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary:
         """positions int64 [T] → cosines and sines in `dtype`; the angles are float32."""
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
+            self.magnitudes = self.magnitudes.to(positions.device)
         angles = positions.float()[:, None, None] * self.frequencies
-        return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))
+        return Rotary((angles.cos() * self.magnitudes).to(dtype), (angles.sin() * self.magnitudes).to(dtype))
 
 
-def frequencies(config: RopeConfig, head_dim: int) -> torch.Tensor:
-    """Radians a position for each pair of dimensions (i, i + head_dim / 2), float32 [head_dim / 2]."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+class NoRope(nn.Module):
+    """For families whose positions are not rotations."""
+
+    def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary:
+        """Empty cosines and sines."""
+        nothing = positions.new_empty((len(positions), 1, 0), dtype=dtype)
+        return Rotary(nothing, nothing)
+
+
+def magnitude(config: RopeConfig) -> float:
+    """The factor of cosines and sines."""
+    return config.scaling.magnitude if isinstance(config.scaling, YarnScaling | Divisors) else 1.0
+
+
+def frequencies(config: RopeConfig) -> torch.Tensor:
+    """Radians a position for each pair of values, float32 [rotary_dim / 2]."""
+    exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32, device="cpu") / config.rotary_dim
     plain = 1.0 / torch.pow(config.theta, exponents)
     match config.scaling:
         case None:
@@ -46,6 +65,8 @@ def frequencies(config: RopeConfig, head_dim: int) -> torch.Tensor:
             return plain / torch.tensor(values, dtype=torch.float32, device="cpu")
         case Llama3Scaling():
             return llama3_frequencies(plain, config.scaling)
+        case YarnScaling():
+            return yarn_frequencies(plain, config.theta, config.scaling)
 
 
 def llama3_frequencies(plain: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
@@ -59,6 +80,25 @@ def llama3_frequencies(plain: torch.Tensor, scaling: Llama3Scaling) -> torch.Ten
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = kept.clamp(0, 1)
     return kept * plain + (1 - kept) * plain / scaling.factor
+
+
+def yarn_frequencies(plain: torch.Tensor, theta: float, scaling: YarnScaling) -> torch.Tensor:
+    """YaRN's scaling: pair i turns `context / (2 pi) · theta^(-i / num_pairs)` times in the original context.
+
+    Solved for i, the two betas give the ends of the passage from kept to divided frequencies.
+    """
+    num_pairs = len(plain)
+
+    def pair_of(turns: float) -> float:
+        return num_pairs * math.log(scaling.original_context / (2 * math.pi * turns)) / math.log(theta)
+
+    first, last = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * num_pairs - 1)
+    pairs = torch.arange(num_pairs, dtype=torch.float32, device="cpu")
+    divided = ((pairs - first) / (last - first or 0.001)).clamp(0, 1)
+    return (1 - divided) * plain + divided * plain / scaling.factor
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 from tabstop.cache import CacheSpec
 from tabstop.layers.attention import Attention
 from tabstop.layers.linear import Embedding
-from tabstop.layers.rope import Rope, Rotary
+from tabstop.layers.rope import Rotary
 from tabstop.models import StepContext
 
 
@@ -41,7 +41,7 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, embedding: Embedding, rope: Rope, blocks: Sequence[Block], norm: nn.Module, head: nn.Module
+        self, embedding: Embedding, rope: nn.Module, blocks: Sequence[Block], norm: nn.Module, head: nn.Module
     ) -> None:
         super().__init__()
         self.embedding, self.rope, self.norm, self.head = embedding, rope, norm, head
@@ -58,12 +58,17 @@ class Decoder(nn.Module):
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor, context: StepContext) -> torch.Tensor:
         """ids, positions int64 [T] → final hidden states [T, hidden], normed."""
-        hidden = self.embedding(ids)
+        hidden = self.embed(ids, positions)
         rotary = self.rope(positions, hidden.dtype)
         for block in self.blocks:
             hidden = block(hidden, rotary, context)
         normed: torch.Tensor = self.norm(hidden)
         return normed
+
+    def embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """ids, positions int64 [T] → what the first block gets, [T, hidden]."""
+        vectors: torch.Tensor = self.embedding(ids)
+        return vectors
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [R, hidden] → float32 [R, vocab_size]."""

@@ -17,7 +17,7 @@ import torch
 from tabstop.cache.sizing import check_weights
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import EngineConfig
-from tabstop.device import free_bytes
+from tabstop.device import free_bytes, resolve_device
 from tabstop.errors import CheckpointError, UnsupportedModelError
 from tabstop.layers import SINGLE, Loadable, Shard
 from tabstop.models import FAMILIES, Model, ProgressCallback
@@ -50,17 +50,21 @@ class LoadPlan:
     @property
     def num_values(self) -> int:
         """Numbers that the loaded model holds on this rank."""
-        return sum(math.prod(each.stop - each.start for each in read.slices) for read in self.reads)
+        return sum(read.num_values for read in self.reads)
 
 
 def plan_loading(checkpoint: Checkpoint, config: EngineConfig) -> LoadPlan:
     """Everything about loading but the weights: from file headers. Raises as load_model does."""
-    model_config = read_model_config(checkpoint)
+    model_config = read_model_config(checkpoint, config.max_model_len)
     model = build_model(model_config)
     form = weights_form(checkpoint, config.load_format)
     scheme = make_scheme("dense" if form == "dummy" else model_config.quantization)
     reads = [read for layer in loadable_layers(model) for read in layer.reads(scheme)]
-    source: WeightSource = DummySource(reads, config.seed) if form == "dummy" else open_source(checkpoint, form)
+    source: WeightSource = (
+        DummySource(reads, config.seed, resolve_device(config.device))
+        if form == "dummy"
+        else open_source(checkpoint, form)
+    )
     check_tensors(model, reads, source)
     return LoadPlan(model_config, form, model, scheme, source, reads)
 
@@ -126,7 +130,8 @@ class _Reader:
 
     def __init__(self, plan: LoadPlan, device: torch.device, progress: ProgressCallback | None) -> None:
         self.source, self.device, self.progress = plan.source, device, progress
-        self.total = sum(plan.source.tensors[read.name].num_bytes for read in plan.reads)
+        infos = plan.source.tensors
+        self.total = sum(infos[read.name].num_bytes * read.num_values // math.prod(read.shape) for read in plan.reads)
         self.done = 0
 
     def __call__(self, read: TensorRead) -> StoredTensor:

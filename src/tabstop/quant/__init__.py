@@ -7,6 +7,7 @@ matrix may be stored in different encodings (GGUF files mix them). A new scheme 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -33,6 +34,11 @@ class TensorRead(NamedTuple):
     slices: tuple[slice, ...]  # one slice with start and stop for each axis
     encodings: frozenset[str] = FLOATS  # how it may be stored; anything else is an error
 
+    @property
+    def num_values(self) -> int:
+        """Values of the slice."""
+        return math.prod(each.stop - each.start for each in self.slices)
+
 
 class StoredTensor(NamedTuple):
     """What a read gave: floats in their own dtype, or for block encodings uint8 [rows, bytes of a row]."""
@@ -42,13 +48,63 @@ class StoredTensor(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the rows of a matrix lie in a stored tensor that holds more than it, or holds it in another order.
+
+    The matrix consists of units of `unit` rows (heads). Unit i is stored from row `starts[i]` on; in every unit, our
+    row j is the stored row `order[j]`.
+    """
+
+    num_rows: int  # of the stored tensor
+    unit: int
+    starts: tuple[int, ...]
+    order: tuple[int, ...] | None = None  # None: as stored
+
+    def runs(self, rows: slice) -> list[slice]:
+        """The stored rows of our `rows`, as few slices as possible; whole units only where `order` is given."""
+        assert self.order is None or not (rows.start % self.unit or rows.stop % self.unit)
+        found: list[slice] = []
+        for index in range(rows.start // self.unit, -(-rows.stop // self.unit)):
+            shift = self.starts[index] - index * self.unit
+            first = max(rows.start, index * self.unit) + shift
+            last = min(rows.stop, (index + 1) * self.unit) + shift
+            if found and found[-1].stop == first:
+                found[-1] = slice(found[-1].start, last)
+            else:
+                found.append(slice(first, last))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixPart:
-    """One matrix of the checkpoint inside a fused one; parts follow each other along the rows."""
+    """One matrix of the checkpoint inside a fused one; parts follow each other along the rows.
+
+    With a placement the stored tensor is another than the matrix: a scheme reads `runs` and passes what it read, in
+    whole units, through `arranged`.
+    """
 
     name: str  # without the stored tensors' suffixes: "model.layers.0.self_attn.q_proj"
-    shape: tuple[int, int]  # the whole matrix: (outputs, inputs)
-    rows: slice  # this rank's share
+    shape: tuple[int, int]  # of the stored matrix: (outputs, inputs)
+    rows: slice  # this rank's share of the part's rows
     columns: slice
+    placement: Placement | None = None
+
+    @property
+    def runs(self) -> list[slice]:
+        """Stored rows of this rank's share."""
+        return [self.rows] if self.placement is None else self.placement.runs(self.rows)
+
+    @property
+    def unit(self) -> int:
+        """Rows that must be read together."""
+        return 1 if self.placement is None or self.placement.order is None else self.placement.unit
+
+    def arranged(self, values: torch.Tensor) -> torch.Tensor:
+        """Stored rows [n, ...], n whole units → the same rows in this part's order."""
+        if self.placement is None or self.placement.order is None:
+            return values
+        units = values.view(-1, self.placement.unit, *values.shape[1:])
+        return units[:, list(self.placement.order)].reshape(values.shape)
 
     @property
     def num_rows(self) -> int:

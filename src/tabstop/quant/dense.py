@@ -34,15 +34,15 @@ class DenseScheme:
     name = "dense"
 
     def reads(self, part: MatrixPart) -> list[TensorRead]:
-        return [weight_read(part)]
+        return weight_reads(part)
 
     def load(self, parts: Sequence[MatrixPart], loading: Loading) -> DenseWeight:
         return load_dense(parts, loading, stored_values)
 
 
-def weight_read(part: MatrixPart) -> TensorRead:
-    """The one tensor of a part that is stored as floats."""
-    return TensorRead(f"{part.name}.weight", part.shape, (part.rows, part.columns))
+def weight_reads(part: MatrixPart) -> list[TensorRead]:
+    """The slices of the one tensor of a part that is stored as floats."""
+    return [TensorRead(f"{part.name}.weight", part.shape, (run, part.columns)) for run in part.runs]
 
 
 def stored_values(stored: StoredTensor) -> torch.Tensor:
@@ -59,10 +59,12 @@ def load_dense(
     window = max(1, WINDOW_VALUES // num_columns)
     filled = 0
     for part in parts:
-        read = weight_read(part)
-        for first in range(part.rows.start, part.rows.stop, window):
-            rows = slice(first, min(first + window, part.rows.stop))
-            values = decode(loading.read(read._replace(slices=(rows, part.columns))))
-            matrix[filled : filled + len(values)] = values
-            filled += len(values)
+        step = max(part.unit, window // part.unit * part.unit)
+        for read in weight_reads(part):
+            run = read.slices[0]
+            for first in range(run.start, run.stop, step):
+                rows = slice(first, min(first + step, run.stop))
+                values = decode(loading.read(read._replace(slices=(rows, part.columns))))
+                matrix[filled : filled + len(values)] = part.arranged(values)
+                filled += len(values)
     return DenseWeight(matrix)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from tabstop.quant import Loading, MatrixPart, StoredTensor, TensorRead
-from tabstop.quant.dense import DenseWeight, load_dense, weight_read
+from tabstop.quant.dense import DenseWeight, load_dense, weight_reads
 from tabstop.quant.encodings import FLOATS
 
 
@@ -22,7 +22,7 @@ class GGUFScheme:
     name = "gguf"
 
     def reads(self, part: MatrixPart) -> list[TensorRead]:
-        return [weight_read(part)._replace(encodings=READABLE)]
+        return [read._replace(encodings=READABLE) for read in weight_reads(part)]
 
     def load(self, parts: Sequence[MatrixPart], loading: Loading) -> DenseWeight:
         return load_dense(parts, loading, dequantize)
