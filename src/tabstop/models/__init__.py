@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {
     "LlamaForCausalLM": "tabstop.models.llama:llama",
     "Qwen2ForCausalLM": "tabstop.models.qwen2:qwen2",
+    "Qwen3ForCausalLM": "tabstop.models.qwen3:qwen3",
+    "MistralForCausalLM": "tabstop.models.mistral:mistral",
+    "MinistralForCausalLM": "tabstop.models.mistral:ministral",
+    "Starcoder2ForCausalLM": "tabstop.models.starcoder2:starcoder2",
+    "GPTBigCodeForCausalLM": "tabstop.models.gpt_bigcode:gpt_bigcode",
+    "GemmaForCausalLM": "tabstop.models.gemma:gemma",
+    "PhiForCausalLM": "tabstop.models.phi:phi",
+    "Phi3ForCausalLM": "tabstop.models.phi3:phi3",
+    "StableLmForCausalLM": "tabstop.models.stablelm:stablelm",
+    "GPTNeoXForCausalLM": "tabstop.models.gpt_neox:gpt_neox",
+    "CodeGenForCausalLM": "tabstop.models.codegen:codegen",
+    "GraniteForCausalLM": "tabstop.models.granite:granite",
+    "GlmForCausalLM": "tabstop.models.glm:glm",
+    "Glm4ForCausalLM": "tabstop.models.glm:glm4",
 }
 """Architecture (config.json's `architectures[0]`) → module:builder, imported when asked for."""
 
