@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tabstop.attention import FusedBackend
 from tabstop.cache import CacheKind, CacheSpec
 from tabstop.errors import UnsupportedModelError
 from tabstop.layers import SINGLE, Shard
@@ -50,6 +51,8 @@ class Attention(nn.Module):
     prefix: checkpoint path of the projections · index: the layer's number, which is its place in StepContext.kv.
     """
 
+    turns_plainly = True  # `turn` is the rotation and nothing else, so a backend may do it
+
     def __init__(self, prefix: str, index: int, config: AttentionConfig, shard: Shard = SINGLE) -> None:
         super().__init__()
         if config.num_heads % shard.size:
@@ -74,17 +77,27 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, rotary: Rotary, context: StepContext) -> torch.Tensor:
         """x [T, hidden] → [T, hidden]."""
-        qkv = self.qkv(x).view(len(x), -1, self.head_dim)
-        num_turned = self.num_heads + self.num_kv_heads
-        turned = self.turn(qkv[:, :num_turned], rotary)
-        q, k, v = turned[:, : self.num_heads], turned[:, self.num_heads :], qkv[:, num_turned:]
-        attended = context.attention.run(q, k, v, context.kv[self.index], context.meta, self.scale, self.window)
+        attended = self.attend(self.qkv(x), rotary, context)
         result: torch.Tensor = self.out(attended.reshape(len(x), -1))
         return result
+
+    def attend(self, qkv: torch.Tensor, rotary: Rotary, context: StepContext) -> torch.Tensor:
+        """qkv [T, (heads + 2 * KV heads) * dim] → [T, heads, dim]; a backend that can turns and stores at once."""
+        backend, kv, meta = context.attention, context.kv[self.index], context.meta
+        if self.turns_plainly and isinstance(backend, FusedBackend):
+            q = backend.rotate_and_store(qkv, rotary.cos, rotary.sin, kv, meta)
+            return backend.attend(q, kv, meta, self.scale, self.window)
+        heads = qkv.view(len(qkv), -1, self.head_dim)
+        num_turned = self.num_heads + self.num_kv_heads
+        turned = self.turn(heads[:, :num_turned], rotary)
+        q, k, v = turned[:, : self.num_heads], turned[:, self.num_heads :], heads[:, num_turned:]
+        return backend.run(q, k, v, kv, meta, self.scale, self.window)
 
 
 class UnturnedAttention(Attention):
     """Positions are not the attention's business: they were added to the embedding."""
+
+    turns_plainly = False
 
     def turn(self, heads: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         return heads
@@ -92,6 +105,8 @@ class UnturnedAttention(Attention):
 
 class NormedAttention(Attention):
     """Each q head and each k head is normed before it is turned; all q heads share weights, all k heads others."""
+
+    turns_plainly = False
 
     def __init__(
         self, prefix: str, index: int, config: AttentionConfig, shard: Shard = SINGLE, *, eps: float = 1e-6

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from tabstop.errors import UnsupportedModelError
+from tabstop.kernels.activation import silu_and_multiply
 from tabstop.layers import SINGLE, Shard
 from tabstop.layers.linear import Linear, Part
 from tabstop.quant import Placement
@@ -49,12 +50,12 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, hidden] → [T, hidden]."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        result: torch.Tensor = self.down(self.activate(gate) * up)
+        result: torch.Tensor = self.down(self.combine(self.gate_up(x)))
         return result
 
-    def activate(self, gate: torch.Tensor) -> torch.Tensor:
-        return functional.silu(gate)
+    def combine(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """[T, 2 * size], gate first → [T, size]."""
+        return silu_and_multiply(gate_up)
 
 
 class StackedGatedMLP(GatedMLP):
@@ -67,8 +68,9 @@ class StackedGatedMLP(GatedMLP):
 class GeluGatedMLP(GatedMLP):
     """down(gelu(gate(x)) · up(x)), by the tanh formula."""
 
-    def activate(self, gate: torch.Tensor) -> torch.Tensor:
-        return _gelu_tanh(gate)
+    def combine(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return _gelu_tanh(gate) * up
 
 
 class PlainMLP(nn.Module):

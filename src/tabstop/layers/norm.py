@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tabstop.kernels.norm import rms_norm
 from tabstop.quant import Loading, QuantScheme, TensorRead
 
 
@@ -27,9 +28,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., size] → the same shape and type."""
         assert self.weight is not None, "not loaded"
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return wide.to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class OffsetRMSNorm(RMSNorm):
