@@ -7,8 +7,10 @@ whatever the compute type.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -51,7 +53,11 @@ class ReferenceAttention:
         """Zeros: a masked position counts 0 times its value, which must not be a NaN left by someone else."""
         assert spec.kind is CacheKind.PAGED
         shape = (2, num_blocks, self.need.block_size, spec.num_kv_heads, spec.head_dim)
-        return torch.zeros(shape, dtype=self.need.kv_dtype, device=self.need.device)
+        if self.need.device.type != "cpu":
+            return torch.zeros(shape, dtype=self.need.kv_dtype, device=self.need.device)
+        # The system's untouched pages are zero already and cost nothing until used; torch.zeros would write them all.
+        untouched = np.zeros(math.prod(shape) * self.need.kv_dtype.itemsize, np.uint8)
+        return torch.from_numpy(untouched).view(self.need.kv_dtype).view(shape)
 
     def copy(self, kv: torch.Tensor, source: int, target: int, num_tokens: int) -> None:
         kv[:, target, :num_tokens] = kv[:, source, :num_tokens]
