@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tabstop.kernels import activation, copy_blocks, norm, rope_store
+from tabstop.kernels import activation, copy_blocks, norm, rope_store, sample
 from tabstop.kernels.attention import Launch, Rows, View, attend_torch
 from tabstop.kernels.decode import DecodePlan, decode_triton, plan_decode
 from tabstop.kernels.language import jit, tl, triton
@@ -417,6 +417,27 @@ def planning() -> None:
     emit("planning", what="host time of one launch", us=(time.perf_counter() - start) / 200 * 1e6)
 
 
+def sampling() -> None:
+    """Draws from float32 logits: greedy and with a temperature, beside torch's argmax and cumulative sums."""
+    vocab = 5000 if REHEARSES else 152064
+    for num_rows in (3,) if REHEARSES else (1, 16, 128, 1000):
+        inputs = [torch.randn(num_rows, vocab, device=DEVICE) * 3 for _ in range(copies(num_rows * vocab * 4))]
+        draws("greedy", inputs, torch.zeros(num_rows, device=DEVICE), [lambda x=x: x.argmax(-1) for x in inputs])
+        plain = [lambda x=x: x.softmax(-1).cumsum_(-1) for x in inputs]
+        draws("temperature", inputs, torch.full((num_rows,), 0.8, device=DEVICE), plain)
+
+
+def draws(name: str, inputs: list[torch.Tensor], temperature: torch.Tensor, plain: Sequence[Callable[[], Any]]) -> None:
+    uniform = torch.rand(len(temperature), device=DEVICE)
+    tokens = sample.draw_triton(inputs[0], temperature, uniform)[:64]
+    expected = sample.draw_torch(inputs[0][:64], temperature[:64], uniform[:64])
+    ours = seconds([lambda x=x: sample.draw_triton(x, temperature, uniform) for x in inputs])
+    gb_s = inputs[0].numel() * 4 / ours / 1e9
+    equal = float((tokens == expected).float().mean())
+    times = {"us": ours * 1e6, "torch_us": seconds(plain) * 1e6}
+    emit("sampling", what=name, rows=len(temperature), gb_s=gb_s, equal=equal, **times)
+
+
 SECTIONS: dict[str, Callable[[], None]] = {
     "correct": correct,
     "bandwidth": bandwidth,
@@ -425,6 +446,7 @@ SECTIONS: dict[str, Callable[[], None]] = {
     "prompts": prompts,
     "fused": fused,
     "planning": planning,
+    "sampling": sampling,
 }
 
 
