@@ -53,7 +53,7 @@ mutants: $(VENV)/dev
 	$(BIN)/python -m tests.mutants
 
 bench: $(VENV)/dev
-	$(BIN)/python -m tabstop.bench $(ARGS)
+	$(BIN)/tabstop bench run --start "$(BIN)/tabstop serve $(MODEL) --port {port}" $(ARGS)
 
 fix: $(VENV)/dev
 	$(BIN)/ruff format

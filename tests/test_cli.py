@@ -43,6 +43,13 @@ def test_help_shows_every_option_with_its_help() -> None:
             assert "|".join(field.metadata["choices"]) in shown
 
 
+def test_all_commands_are_listed() -> None:
+    shown = run("--help").stdout
+    for command in ("serve", "generate", "fit", "version", *cli.MEASURING):
+        assert f"\n  {command} " in shown
+    assert "compare" in run("bench", "--help").stdout
+
+
 def test_version() -> None:
     assert run("version").stdout == f"{tabstop.__version__}\n"
 

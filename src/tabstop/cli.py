@@ -1,6 +1,6 @@
-"""The command `tabstop`: serve, generate, fit, version. Options are the fields of config.py, read from there.
+"""The command `tabstop`: serve, generate, fit, version, and bench/cli.py's.
 
-Knows how to print; computes nothing. Imports of torch, HTTP and text happen inside the commands that need them. What a
+Options are the fields of config.py, read from there. Knows how to print; computes nothing. Imports of torch, HTTP and text happen inside the commands that need them. What a
 user got wrong is one line `error: …` on stderr and exit code 2.
 """
 
@@ -23,6 +23,9 @@ from tabstop.config import EngineConfig, ServerConfig
 from tabstop.errors import InputError, StartupError
 
 EXIT_CANNOT_START, EXIT_INTERRUPTED = 2, 130
+
+MEASURING = ("bench", "cost", "plan")
+"""Commands of bench/cli.py, which is imported only for them and for the list of all commands."""
 
 app = typer.Typer(
     name="tabstop",
@@ -160,10 +163,22 @@ def version() -> None:
     print(tabstop.__version__)
 
 
+def add_measuring_commands() -> None:
+    """bench, cost and plan: their imports (scipy, aiohttp) take longer than all others together."""
+    from tabstop.bench.cli import bench_app, cost, plan
+
+    app.add_typer(bench_app, name="bench")
+    app.command("cost")(cost)
+    app.command("plan")(plan)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Never returns."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("--help", *MEASURING):
+        add_measuring_commands()
     try:
-        app(arguments)
+        app(words)
     except (StartupError, InputError) as error:
         print(f"error: {error.message}", file=sys.stderr)
         sys.exit(EXIT_CANNOT_START)
