@@ -11,6 +11,7 @@ import torch
 from tabstop.attention import AttentionBatch, Need, make_backend
 from tabstop.attention.reference import ReferenceAttention
 from tabstop.cache import CacheKind, CacheSpec
+from tabstop.engine.plan import Copy
 from tests.models.paged import make_batch
 
 HEADS, KV_HEADS, DIM, BLOCK_SIZE = 6, 2, 8, 4
@@ -114,7 +115,7 @@ def test_copying_the_start_of_a_block() -> None:
     backend, kv = make()
     kv.copy_(torch.arange(kv.numel()).view(kv.shape))
     before = kv.clone()
-    backend.copy(kv, source=2, target=9, num_tokens=3)
+    backend.copy([kv], [Copy(source=2, target=9, num_tokens=3)])
     assert torch.equal(kv[:, 9, :3], before[:, 2, :3])
     kv[:, 9, :3] = before[:, 9, :3]
     assert torch.equal(kv, before)

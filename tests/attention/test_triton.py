@@ -11,6 +11,7 @@ from tabstop.attention import AttentionBackend, AttentionBatch, FusedBackend, Ne
 from tabstop.attention.reference import ReferenceAttention
 from tabstop.attention.triton import TritonAttention
 from tabstop.cache import CacheKind, CacheSpec
+from tabstop.engine.plan import Copy
 from tabstop.layers.rope import Rotary, rotate
 from tests.kernels.rows import DEVICE
 from tests.models.paged import make_batch
@@ -112,8 +113,8 @@ def test_copies_of_the_starts_of_blocks() -> None:
     backend = TritonAttention(need)
     layers = [torch.randn_like(allocate(backend, need, 6)) for _ in range(2)]
     before = [layer.clone() for layer in layers]
-    backend.copy(layers[0], source=2, target=5, num_tokens=3)
-    backend.copy_blocks(layers[1:], [(2, 5, 3), (2, 0, 1)])
+    backend.copy(layers[:1], [Copy(2, 5, 3)])
+    backend.copy(layers[1:], [Copy(2, 5, 3), Copy(2, 0, 1)])
     for layer, old in zip(layers, before, strict=True):
         assert torch.equal(layer[5, :, :, :3], old[2, :, :, :3])
         assert torch.equal(layer[5, :, :, 3:], old[5, :, :, 3:])

@@ -6,6 +6,7 @@ One code path for prompts, decoding and drafts: a row of the batch has `query_le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from tabstop.cache import CacheSpec
+    from tabstop.engine.plan import Copy
 
 BACKENDS: dict[str, str] = {
     "triton": "tabstop.attention.triton:TritonAttention",
@@ -69,8 +71,8 @@ class AttentionBackend(Protocol):
         """The zeroed KV memory of one layer, in this backend's layout."""
         ...
 
-    def copy(self, kv: Any, source: int, target: int, num_tokens: int) -> None:
-        """Copies the first `num_tokens` slots of a block to another."""
+    def copy(self, layers: Sequence[Any], copies: Sequence[Copy]) -> None:
+        """Runs all copies of a step (engine/plan.py) in all layers' memory; no source is a target."""
         ...
 
     def plan(self, batch: AttentionBatch) -> Any:

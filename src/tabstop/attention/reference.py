@@ -8,6 +8,7 @@ whatever the compute type.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from tabstop.attention import AttentionBatch, Need
 from tabstop.cache import CacheKind, CacheSpec
+from tabstop.engine.plan import Copy
 
 
 @dataclass(slots=True)
@@ -59,8 +61,10 @@ class ReferenceAttention:
         untouched = np.zeros(math.prod(shape) * self.need.kv_dtype.itemsize, np.uint8)
         return torch.from_numpy(untouched).view(self.need.kv_dtype).view(shape)
 
-    def copy(self, kv: torch.Tensor, source: int, target: int, num_tokens: int) -> None:
-        kv[:, target, :num_tokens] = kv[:, source, :num_tokens]
+    def copy(self, layers: Sequence[torch.Tensor], copies: Sequence[Copy]) -> None:
+        for kv in layers:
+            for source, target, num_tokens in copies:
+                kv[:, target, :num_tokens] = kv[:, source, :num_tokens]
 
     def plan(self, batch: AttentionBatch) -> Plan:
         by_shape: dict[tuple[int, int], list[int]] = {}

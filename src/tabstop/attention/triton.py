@@ -14,6 +14,7 @@ import torch
 
 from tabstop.attention import AttentionBatch, Need
 from tabstop.cache import CacheKind, CacheSpec
+from tabstop.engine.plan import Copy
 from tabstop.kernels import copy_blocks, language, rope_store
 from tabstop.kernels.attention import Rows, View
 from tabstop.kernels.decode import DecodePlan, decode_triton, longest_rows, plan_decode
@@ -54,12 +55,8 @@ class TritonAttention:
         shape = (num_blocks, 2, spec.num_kv_heads, self.need.block_size, spec.head_dim)
         return torch.zeros(shape, dtype=self.need.kv_dtype, device=self.need.device)
 
-    def copy(self, kv: torch.Tensor, source: int, target: int, num_tokens: int) -> None:
-        kv[target, :, :, :num_tokens] = kv[source, :, :, :num_tokens]
-
-    def copy_blocks(self, kv: Sequence[torch.Tensor], copies: Sequence[tuple[int, int, int]]) -> None:
-        """All (source, target, num_tokens) of a step in all layers; no source is a target."""
-        copy_blocks.copy_blocks(kv, copies)
+    def copy(self, layers: Sequence[torch.Tensor], copies: Sequence[Copy]) -> None:
+        copy_blocks.copy_blocks(layers, copies)
 
     def plan(self, batch: AttentionBatch) -> Plan:
         """Launches at most one small kernel, never waits; reads of the lists only what bounds the grids."""

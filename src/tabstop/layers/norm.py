@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from tabstop.kernels.norm import rms_norm
+from tabstop.kernels.norm import add_rms_norm, rms_norm
 from tabstop.quant import Loading, QuantScheme, TensorRead
 
 
-class RMSNorm(nn.Module):
+class Residual(NamedTuple):
+    """The residual stream, with a layer's output that is still to be added: the next norm does both in one kernel."""
+
+    x: torch.Tensor  # [T, hidden]
+    branch: torch.Tensor | None = None
+
+
+class Norm(nn.Module):
+    """What all norms share: the residual stream passes through them."""
+
+    def add(self, residual: Residual) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the norm of the sum, the sum)."""
+        x = residual.x if residual.branch is None else residual.x + residual.branch
+        return self(x), x
+
+
+class RMSNorm(Norm):
     """x / rms(x) · weight over the last axis; the mean square is taken in float32 (Zhang and Sennrich, 2019)."""
 
     def __init__(self, name: str, size: int, eps: float) -> None:
@@ -30,6 +48,12 @@ class RMSNorm(nn.Module):
         assert self.weight is not None, "not loaded"
         return rms_norm(x, self.weight, self.eps)
 
+    def add(self, residual: Residual) -> tuple[torch.Tensor, torch.Tensor]:
+        if residual.branch is None:
+            return self(residual.x), residual.x
+        assert self.weight is not None, "not loaded"
+        return add_rms_norm(residual.branch, residual.x, self.weight, self.eps)
+
 
 class OffsetRMSNorm(RMSNorm):
     """As RMSNorm, with 1 + weight for the weight; the product is float32, too."""
@@ -40,8 +64,11 @@ class OffsetRMSNorm(RMSNorm):
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * (1.0 + self.weight.float())).to(x.dtype)
 
+    def add(self, residual: Residual) -> tuple[torch.Tensor, torch.Tensor]:
+        return Norm.add(self, residual)
 
-class LayerNorm(nn.Module):
+
+class LayerNorm(Norm):
     """(x - mean) / standard deviation · weight + bias over the last axis (Ba et al., 2016)."""
 
     def __init__(self, name: str, size: int, eps: float) -> None:

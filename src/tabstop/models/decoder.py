@@ -14,6 +14,7 @@ from torch import nn
 from tabstop.cache import CacheSpec
 from tabstop.layers.attention import Attention
 from tabstop.layers.linear import Embedding
+from tabstop.layers.norm import Norm, Residual
 from tabstop.layers.rope import Rotary
 from tabstop.models import StepContext
 
@@ -21,16 +22,15 @@ from tabstop.models import StepContext
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, attention_norm: nn.Module, attention: Attention, mlp_norm: nn.Module, mlp: nn.Module) -> None:
+    def __init__(self, attention_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: nn.Module) -> None:
         super().__init__()
         self.attention_norm, self.attention = attention_norm, attention
         self.mlp_norm, self.mlp = mlp_norm, mlp
 
-    def forward(self, x: torch.Tensor, rotary: Rotary, context: StepContext) -> torch.Tensor:
-        """x [T, hidden] → [T, hidden]."""
-        x = x + self.attention(self.attention_norm(x), rotary, context)
-        result: torch.Tensor = x + self.mlp(self.mlp_norm(x))
-        return result
+    def forward(self, residual: Residual, rotary: Rotary, context: StepContext) -> Residual:
+        normed, x = self.attention_norm.add(residual)
+        normed, x = self.mlp_norm.add(Residual(x, self.attention(normed, rotary, context)))
+        return Residual(x, self.mlp(normed))
 
 
 class Decoder(nn.Module):
@@ -41,7 +41,7 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, embedding: Embedding, rope: nn.Module, blocks: Sequence[Block], norm: nn.Module, head: nn.Module
+        self, embedding: Embedding, rope: nn.Module, blocks: Sequence[Block], norm: Norm, head: nn.Module
     ) -> None:
         super().__init__()
         self.embedding, self.rope, self.norm, self.head = embedding, rope, norm, head
@@ -58,12 +58,11 @@ class Decoder(nn.Module):
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor, context: StepContext) -> torch.Tensor:
         """ids, positions int64 [T] → final hidden states [T, hidden], normed."""
-        hidden = self.embed(ids, positions)
-        rotary = self.rope(positions, hidden.dtype)
+        residual = Residual(self.embed(ids, positions))
+        rotary = self.rope(positions, residual.x.dtype)
         for block in self.blocks:
-            hidden = block(hidden, rotary, context)
-        normed: torch.Tensor = self.norm(hidden)
-        return normed
+            residual = block(residual, rotary, context)
+        return self.norm.add(residual)[0]
 
     def embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """ids, positions int64 [T] → what the first block gets, [T, hidden]."""

@@ -11,7 +11,7 @@ from tabstop.layers import Shard
 from tabstop.layers.attention import Attention, AttentionConfig
 from tabstop.layers.linear import Embedding, Linear, Part, TiedHead
 from tabstop.layers.mlp import GatedMLP
-from tabstop.layers.norm import RMSNorm
+from tabstop.layers.norm import Norm, RMSNorm
 from tabstop.layers.rope import Rope
 from tabstop.models.config import ModelConfig
 from tabstop.models.decoder import Block, Decoder
@@ -62,7 +62,7 @@ def rms_norm(config: ModelConfig, name: str) -> RMSNorm:
     return RMSNorm(name, config.hidden_size, config.norm_eps)
 
 
-def framed(config: ModelConfig, blocks: Sequence[Block], norm: nn.Module) -> Decoder:
+def framed(config: ModelConfig, blocks: Sequence[Block], norm: Norm) -> Decoder:
     """Blocks between an embedding, rotary positions and a head under Llama's names."""
     embedding = Embedding("model.embed_tokens", config.vocab_size, config.hidden_size)
     decoder = Decoder(embedding, Rope(config.rope, config.head_dim), blocks, norm, output_head(config, embedding))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tabstop.engine.plan import Admission
+from tabstop.kernels import sample
 from tabstop.sampling.random import uniform
 
 
@@ -41,35 +42,30 @@ def apply_masks(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """Forbidden tokens get -inf."""
     assert batch.masks is not None
     bits = np.unpackbits(batch.masks.view(np.uint8), axis=1, bitorder="little", count=logits.shape[1])
-    forbidden = torch.from_numpy(bits).to(logits.device, non_blocking=True) == 0
+    forbidden = _upload(bits, logits.device) == 0
     return logits.masked_fill(forbidden, -torch.inf)
-
-
-def apply_temperature(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """Greedy rows stay as they are."""
-    scale = np.where(batch.temperature > 0, batch.temperature, 1)
-    return logits / torch.from_numpy(scale).to(logits.device, non_blocking=True)[:, None]
 
 
 def apply_top_k_top_p(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """Keeps the k likeliest tokens, then the fewest likeliest whose probability reaches p (Holtzman et al., 2020).
 
-    The token that crosses p is kept. Ties at the border follow the order of a stable sort.
+    Probabilities are those at the row's temperature. The token that crosses p is kept. Ties at the border follow the
+    order of a stable sort. Greedy rows keep their likeliest token, whatever their k and p.
     """
     ordered, indices = logits.sort(dim=-1, descending=True, stable=True)
     ranks = torch.arange(logits.shape[1], device=logits.device)
-    top_k = torch.from_numpy(np.where(batch.top_k > 0, batch.top_k, logits.shape[1])).to(logits.device)[:, None]
+    top_k = _upload(np.where(batch.top_k > 0, batch.top_k, logits.shape[1]), logits.device)[:, None]
     ordered = ordered.masked_fill(ranks >= top_k, -torch.inf)
-    probabilities = ordered.double().softmax(-1)
+    temperature = _upload(np.where(batch.temperature > 0, batch.temperature, 1), logits.device)[:, None]
+    probabilities = (ordered.double() / temperature).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    top_p = torch.from_numpy(batch.top_p.astype(np.float64)).to(logits.device)[:, None]
+    top_p = _upload(batch.top_p.astype(np.float64), logits.device)[:, None]
     ordered = ordered.masked_fill((before >= top_p) & (ranks > 0), -torch.inf)
     return torch.empty_like(logits).scatter_(-1, indices, ordered)
 
 
 STEPS: list[Step] = [
     Step(lambda batch: batch.masks is not None, apply_masks),
-    Step(lambda batch: bool(((batch.temperature > 0) & (batch.temperature != 1)).any()), apply_temperature),
     Step(
         lambda batch: bool(((batch.temperature > 0) & ((batch.top_k > 0) | (batch.top_p < 1))).any()), apply_top_k_top_p
     ),
@@ -79,18 +75,26 @@ STEPS: list[Step] = [
 def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """The tokens: argmax of greedy rows; of others, the one where the cumulative probability passes the draw's number.
 
-    logits float32 [N, vocab] → int64 [N].
+    logits float32 [N, vocab] → int64 [N]. A GPU draws by its own kernel (kernels/sample.py), in float32.
     """
+    if logits.is_cuda:
+        temperature = _upload(batch.temperature, logits.device)
+        return sample.draw(logits, temperature, _upload(batch.uniform.astype(np.float32), logits.device))
     tokens = logits.argmax(-1)
     random_rows = np.flatnonzero(batch.temperature > 0)
     if random_rows.size:
-        rows = torch.from_numpy(random_rows).to(logits.device)
-        cumulative = logits[rows].double().softmax(-1).cumsum_(-1)
+        rows = torch.from_numpy(random_rows)
+        temperature = torch.from_numpy(batch.temperature[random_rows]).double()[:, None]
+        cumulative = (logits[rows].double() / temperature).softmax(-1).cumsum_(-1)
         total = cumulative[:, -1:]
-        threshold = torch.from_numpy(batch.uniform[random_rows]).to(logits.device)[:, None] * total
+        threshold = torch.from_numpy(batch.uniform[random_rows])[:, None] * total
         threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))  # rounding must not pass the last token
         tokens[rows] = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
     return tokens
+
+
+def _upload(host: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(host).to(device, non_blocking=True)
 
 
 class Sampler:

@@ -105,9 +105,8 @@ class Worker:
         """Copies blocks, then computes the plan's rows."""
         self.sampler.admit(plan.admissions)
         self.state.apply_tables(plan)
-        for source, target, num_tokens in plan.copies:
-            for kv in self.kv:
-                self.attention.copy(kv, source, target, num_tokens)
+        if plan.copies:
+            self.attention.copy(self.kv, plan.copies)
         if self._graphs is not None and self._graphs.serves(plan):
             return Forwarded(*self._graphs.replay(plan))
         inputs, drawing = self.state.fill(plan, Buffer(self.state.exact_shape(plan), self.device))
