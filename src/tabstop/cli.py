@@ -1,7 +1,7 @@
 """The command `tabstop`: serve, generate, fit, version, and bench/cli.py's.
 
-Options are the fields of config.py, read from there. Knows how to print; computes nothing. Imports of torch, HTTP and text happen inside the commands that need them. What a
-user got wrong is one line `error: …` on stderr and exit code 2.
+Options are the fields of config.py, read from there. Knows how to print; computes nothing. Imports of torch, HTTP and
+text happen inside the commands that need them. What a user got wrong is one line `error: …` on stderr and exit code 2.
 """
 
 from __future__ import annotations
