@@ -33,23 +33,27 @@ class Load:
         self.random = np.random.default_rng(seed)
         self.counter = 0
 
-    def run(self, lengths: list[int], num_new: int) -> dict[str, float]:
-        """Seconds until the first token of all, and until all is done; output tokens."""
+    def run(self, lengths: list[int], num_new: int) -> dict[str, Any]:
+        """Seconds until the first token of all, and until all is done; output tokens; quantiles of steps."""
         for length in lengths:
             ids = self.random.integers(300, 15_000, length)
             limits = Limits(num_new, stop_sets=())
             self.core.add(Submit((0, self.counter), pack_ids(ids), Sampling(temperature=0.0), limits), 0.0)
             self.counter += 1
         start, pending, num_tokens, first = time.perf_counter(), None, 0, {}
+        steps = []
         while self.core.has_work() or pending:
+            step_start = time.perf_counter()
             pending, deltas = self.core.step(pending, 0.0)
+            steps.append(1000 * (time.perf_counter() - step_start))
             for delta in deltas:
                 assert delta.failure is None, delta.failure
                 num_tokens += len(delta.token_ids)
                 first.setdefault(delta.request_id, time.perf_counter() - start)
         seconds = time.perf_counter() - start
         assert num_tokens == len(lengths) * num_new
-        return {"seconds": seconds, "first": max(first.values()), "tokens": num_tokens}
+        quantiles = [round(float(value), 2) for value in np.quantile(steps, [0.05, 0.5, 0.95, 1.0])]
+        return {"seconds": seconds, "first": max(first.values()), "tokens": num_tokens, "step_ms": quantiles}
 
 
 def throughput(core: EngineCore, num_requests: int) -> dict[str, Any]:
@@ -64,6 +68,7 @@ def throughput(core: EngineCore, num_requests: int) -> dict[str, Any]:
         "output_tokens_per_second": round(run["tokens"] / run["seconds"], 1),
         "steps": after.num_steps - before.num_steps,
         "ms_per_step": round(1000 * run["seconds"] / (after.num_steps - before.num_steps), 2),
+        "step_ms_p5_p50_p95_max": run["step_ms"],
         "preemptions": after.num_preemptions - before.num_preemptions,
     }
 

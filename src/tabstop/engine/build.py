@@ -47,8 +47,10 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
     if sizes.device == "cuda":
         num_blocks = measure_num_blocks(model, attention, config, sizes)
     worker = make_worker(model, attention, sizes, num_blocks)
-    if sizes.device == "cuda" and config.cuda_graphs:
-        worker.capture_graphs()
+    if sizes.device == "cuda":
+        worker.warm_up(min(config.max_num_batched_tokens, num_blocks * config.block_size))
+        if config.cuda_graphs:
+            worker.capture_graphs()
     info = EngineInfo(
         model=checkpoint.name,
         architecture=sizes.architecture,

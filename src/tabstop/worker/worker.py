@@ -82,6 +82,16 @@ class Worker:
         self.sample(self.forward(plan), LateInputs()).result(plan)
         return torch.cuda.max_memory_allocated() - before
 
+    def warm_up(self, num_tokens: int) -> None:
+        """Runs chunks of all magnitudes up to `num_tokens`, so that no request waits for a kernel to be compiled."""
+        length = 1
+        while length <= min(num_tokens, self.state.tables.shape[1] * self.state.block_size):
+            plan = StepPlan(0, rows=[Row(0, 0, [0] * length, sample=True)])
+            plan.admissions.append(Admission(0, Sampling(temperature=1.0), 0))
+            plan.tables.append(TableUpdate(0, 0, list(range(-(-length // self.state.block_size)))))
+            self.sample(self.forward(plan), LateInputs()).result(plan)
+            length *= 2
+
     def _largest_plan(self, num_tokens: int) -> StepPlan:
         """One step of `num_tokens` tokens in as many rows as there are slots."""
         num_slots, num_blocks = self.state.tables.shape
