@@ -126,8 +126,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "GGUF q/k not unpermuted",
         "src/tabstop/models/gguf_source.py",
-        "num_heads = interleaved_heads(self._header, read.name)",
-        "num_heads = None",
+        "order = row_order(self._header, read.name)",
+        "order = None",
         ("tests/models/test_gguf.py::test_rotary_rows_and_biases_come_in_the_hub_s_order",),
     ),
 )

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from tabstop.errors import CheckpointError, UnsupportedModelError
+from tabstop.models.gguf_families import GGUF_FAMILIES, GGUFFamily
 from tabstop.models.gguf_header import GGUFHeader, GGUFTensor, shown
-
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-"""general.architecture → the Hub's architecture name."""
 
 CONFIG_KEYS = {
     "embedding_length": "hidden_size",
@@ -21,7 +20,6 @@ CONFIG_KEYS = {
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
     "context_length": "max_position_embeddings",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 OPTIONAL_CONFIG_KEYS = {
     "attention.head_count_kv": "num_key_value_heads",
@@ -30,17 +28,14 @@ OPTIONAL_CONFIG_KEYS = {
     "expert_count": "num_local_experts",
     "attention.sliding_window": "sliding_window",
 }
-TENSOR_NAMES = {
-    r"token_embd\.(.+)": r"model.embed_tokens.\1",
-    r"output_norm\.(.+)": r"model.norm.\1",
-    r"output\.(.+)": r"lm_head.\1",
-    r"blk\.(\d+)\.attn_norm\.(.+)": r"model.layers.\1.input_layernorm.\2",
-    r"blk\.(\d+)\.ffn_norm\.(.+)": r"model.layers.\1.post_attention_layernorm.\2",
-    r"blk\.(\d+)\.attn_([qkv])\.(.+)": r"model.layers.\1.self_attn.\2_proj.\3",
-    r"blk\.(\d+)\.attn_output\.(.+)": r"model.layers.\1.self_attn.o_proj.\2",
-    r"blk\.(\d+)\.ffn_(gate|up|down)\.(.+)": r"model.layers.\1.mlp.\2_proj.\3",
+SCALING_KEYS = {
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "attn_factor": "attention_factor",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
 }
-"""GGUF tensor name → the Hub's, as regular expressions; other names stay as they are."""
+"""Below rope.scaling → rope_scaling's keys."""
 
 SAMPLING_KEYS = {
     "temp": "temperature",
@@ -63,62 +58,88 @@ BOS_BY_DEFAULT = frozenset(("llama3", "llama-v3", "llama-bpe", "falcon3"))
 """tokenizer.ggml.pre of byte-level vocabularies that start with BOS when the file does not say."""
 
 
+def family_of(header: GGUFHeader) -> GGUFFamily:
+    """Raises UnsupportedModelError for an unknown architecture."""
+    name = header.metadata.get("general.architecture")
+    if name not in GGUF_FAMILIES:
+        known = ", ".join(GGUF_FAMILIES)
+        raise UnsupportedModelError(
+            f"{header.path}: general.architecture is {shown(name)}; supported in GGUF files: {known}"
+        )
+    return GGUF_FAMILIES[name]
+
+
 def hub_config(header: GGUFHeader) -> dict[str, Any]:
     """config.json's equivalent. Raises UnsupportedModelError for an unknown architecture, CheckpointError for a gap."""
-    metadata, tensors = header.metadata, header.tensors
-    name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
-        raise UnsupportedModelError(
-            f"{header.path}: general.architecture is {shown(name)}; supported in GGUF files: {', '.join(ARCHITECTURES)}"
-        )
+    family, metadata, tensors = family_of(header), header.metadata, header.tensors
+    name = metadata["general.architecture"]
     if "token_embd.weight" not in tensors:
         raise CheckpointError(f"{header.path} holds no tensor token_embd.weight")
-    missing = [f"{name}.{key}" for key in CONFIG_KEYS if f"{name}.{key}" not in metadata]
+    required = {**CONFIG_KEYS, **family.epsilon}
+    missing = [f"{name}.{key}" for key in required if f"{name}.{key}" not in metadata]
     if missing:
         raise CheckpointError(f"{header.path} lacks the metadata {', '.join(missing)}")
-    config: dict[str, Any] = {
-        hub_key: metadata[f"{name}.{key}"]
-        for key, hub_key in (CONFIG_KEYS | OPTIONAL_CONFIG_KEYS).items()
-        if f"{name}.{key}" in metadata
-    }
-    _check_numbers(header, config)
-    head_dim = config.setdefault("head_dim", config["hidden_size"] // max(1, config["num_attention_heads"]))
-    rotary_dim = metadata.get(f"{name}.rope.dimension_count", head_dim)
-    return config | {
-        "architectures": [ARCHITECTURES[name]],
+    keys = {**required, **OPTIONAL_CONFIG_KEYS, **family.keys}
+    found = {hub_key: metadata[f"{name}.{key}"] for key, hub_key in keys.items() if f"{name}.{key}" in metadata}
+    config = _one_number_each(header, found)
+    biased = bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & set(tensors))
+    return {
+        **config,
+        **family.values,
+        **_positions(header, name, config),
+        "architectures": [_architecture(family, config)],
         "model_type": name,
-        "hidden_act": "silu",
-        "rope_theta": config.get("rope_theta", 10000.0),
-        "rope_scaling": _rope_scaling(header, name),
-        "partial_rotary_factor": rotary_dim / head_dim if head_dim else 0.0,
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        **dict.fromkeys(("attention_bias", "use_bias", "use_qkv_bias"), biased),
         "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+        "multi_query": config.get("num_key_value_heads") == 1,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
     }
 
 
-def _check_numbers(header: GGUFHeader, config: dict[str, Any]) -> None:
-    """Raises for a value that is no number: some architectures give one per layer."""
+def _architecture(family: GGUFFamily, config: dict[str, Any]) -> str:
+    """Files of the llama architecture with a window are Mistral's."""
+    has_window = family.architecture == "LlamaForCausalLM" and config["sliding_window"] is not None
+    return "MistralForCausalLM" if has_window else family.architecture
+
+
+def _positions(header: GGUFHeader, name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Head size and rotary embedding."""
+    head_dim = config.get("head_dim") or config["hidden_size"] // max(1, config["num_attention_heads"])
+    rotary_dim = header.metadata.get(f"{name}.rope.dimension_count", head_dim)
+    return {
+        "head_dim": head_dim,
+        "rope_theta": config.get("rope_theta", 10000.0),
+        "rope_scaling": _rope_scaling(header, name),
+        "rotary_dim": rotary_dim,
+        "partial_rotary_factor": rotary_dim / head_dim if head_dim else 0.0,
+    }
+
+
+def _one_number_each(header: GGUFHeader, config: dict[str, Any]) -> dict[str, Any]:
+    """The config with 0 for no window made None. Raises for a value that is no number: some give one per layer."""
     for key, value in config.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not isinstance(value, int | float) or isinstance(value, bool) != (key == "use_parallel_residual"):
             raise UnsupportedModelError(
                 f"{header.path}: {key} is {shown(value)}; one number for all layers is supported"
             )
+    return config | {"sliding_window": config.get("sliding_window") or None}
 
 
 def _rope_scaling(header: GGUFHeader, name: str) -> dict[str, Any] | None:
     """The Hub's rope_scaling; GGUF's precomputed llama3 scaling becomes our own type 'divisors'."""
     if "rope_freqs.weight" in header.tensors:
         return {"rope_type": "divisors", "divisors": _read_floats(header, "rope_freqs.weight")}
-    kind = header.metadata.get(f"{name}.rope.scaling.type", "none")
-    if kind == "none":
-        return None
     prefix = f"{name}.rope.scaling."
-    scaling = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
-    return {"rope_type": kind} | {key: value for key, value in scaling.items() if key != "type"}
+    given = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
+    scaling = {hub_key: given[key] for key, hub_key in SCALING_KEYS.items() if key in given}
+    if "rope_factors_long.weight" in header.tensors:
+        factors = {f"{kind}_factor": _read_floats(header, f"rope_factors_{kind}.weight") for kind in ("long", "short")}
+        return {"rope_type": "longrope", **scaling, **factors}
+    kind = given.get("type", "none")
+    return None if kind == "none" else {"rope_type": kind, **scaling}
 
 
 def _read_floats(header: GGUFHeader, name: str) -> list[float]:
@@ -170,28 +191,62 @@ def hub_tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def hub_tensors(header: GGUFHeader) -> dict[str, GGUFTensor]:
-    """The file's tensors under the Hub's names."""
-    return {hub_name(name): tensor for name, tensor in header.tensors.items()}
+    """The file's tensors under the Hub's names; what the file stacks and the Hub has apart is taken apart."""
+    family = family_of(header)
+    tensors: dict[str, GGUFTensor] = {}
+    for name, tensor in header.tensors.items():
+        hub = hub_name(name, family)
+        if hub == name and (match := re.fullmatch(r"blk\.(\d+)\.attn_qkv\.(.+)", name)):
+            tensors |= _apart(header, tensor, f"model.layers.{match[1]}.self_attn.{{}}_proj.{match[2]}")
+        else:
+            tensors[hub] = tensor
+    return tensors
 
 
-def hub_name(name: str) -> str:
-    for pattern, replacement in TENSOR_NAMES.items():
+def _apart(header: GGUFHeader, tensor: GGUFTensor, name: str) -> dict[str, GGUFTensor]:
+    """q, k and v of a tensor that stacks them; `name` has {} for the letter."""
+    prefix = header.metadata["general.architecture"]
+    num_heads = header.metadata.get(f"{prefix}.attention.head_count", 0)
+    num_kv_heads = header.metadata.get(f"{prefix}.attention.head_count_kv", num_heads)
+    num_units = num_heads + 2 * num_kv_heads
+    if not num_units or tensor.shape[0] % num_units:
+        raise CheckpointError(f"{header.path}: {tensor.name} has {tensor.shape[0]} rows for {num_units} heads")
+    parts, first = {}, 0
+    for letter, count in (("q", num_heads), ("k", num_kv_heads), ("v", num_kv_heads)):
+        num_bytes = tensor.num_bytes // num_units * count
+        shape = (tensor.shape[0] // num_units * count, *tensor.shape[1:])
+        parts[name.format(letter)] = replace(tensor, shape=shape, offset=tensor.offset + first, num_bytes=num_bytes)
+        first += num_bytes
+    return parts
+
+
+def hub_name(name: str, family: GGUFFamily) -> str:
+    for pattern, replacement in family.names.items():
         if match := re.fullmatch(pattern, name):
             return match.expand(replacement)
     return name
 
 
-def interleaved_heads(header: GGUFHeader, name: str) -> int | None:
-    """Heads of a tensor (Hub's name) whose rows are stored in rotary pairs, else None.
+class RowOrder(NamedTuple):
+    """How the file orders rows of heads: 'pairs' (rotary pairs next to each other) or 'stacked' (q, then k, then v)."""
 
-    The llama architecture stores rows i and i + dim / 2 of each q and k head next to each other; the Hub, and all other
-    architectures here, keep the halves apart.
-    """
-    if header.metadata["general.architecture"] != "llama":
-        return None
-    num_heads: int = header.metadata["llama.attention.head_count"]
-    if ".q_proj." in name:
-        return num_heads
-    if ".k_proj." in name:
-        return int(header.metadata.get("llama.attention.head_count_kv", num_heads))
+    kind: str
+    num_heads: int
+
+
+def row_order(header: GGUFHeader, name: str) -> RowOrder | None:
+    """The order of a tensor's rows (Hub's name) where it is not the Hub's."""
+    family, prefix = family_of(header), header.metadata["general.architecture"]
+    num_heads: int = header.metadata[f"{prefix}.attention.head_count"]
+    if family.has_pairs and ".q_proj." in name:
+        return RowOrder("pairs", num_heads)
+    if family.has_pairs and ".k_proj." in name:
+        return RowOrder("pairs", int(header.metadata.get(f"{prefix}.attention.head_count_kv", num_heads)))
+    if family.has_stacked_heads and ".query_key_value." in name:
+        return RowOrder("stacked", num_heads)
     return None
+
+
+def value_offset(header: GGUFHeader, name: str) -> float:
+    """What the file's values of a tensor (Hub's name) have more than the Hub's."""
+    return family_of(header).norm_offset if name.endswith("norm.weight") else 0.0

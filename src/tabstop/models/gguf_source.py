@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from tabstop.errors import UnsupportedModelError
 from tabstop.models.gguf_header import GGUFHeader, GGUFTensor
-from tabstop.models.gguf_metadata import hub_tensors, interleaved_heads
+from tabstop.models.gguf_metadata import RowOrder, hub_tensors, row_order, value_offset
 from tabstop.quant import StoredTensor, TensorRead
 from tabstop.quant.encodings import TensorInfo
 
@@ -30,14 +32,15 @@ class GGUFSource:
         """A slice of a tensor: a view of the map, or a copy when its rows are reordered."""
         tensor = self._tensors[read.name]
         stored = self._rows(tensor)
-        num_heads = interleaved_heads(self._header, read.name)
-        if num_heads is None:
+        order = row_order(self._header, read.name)
+        if order is None:
             stored = stored[read.slices[0]]
         else:
-            stored = stored[hub_row_order(tensor.shape[0], num_heads)[read.slices[0]]]
+            stored = stored[hub_row_order(tensor.shape[0], order)[read.slices[0]]]
         if len(read.slices) == 2:
             stored = stored[:, self._column_slice(read, tensor)]
-        return StoredTensor(tensor.encoding, stored)
+        offset = value_offset(self._header, read.name)
+        return StoredTensor(tensor.encoding, stored - offset if offset else stored)
 
     def _rows(self, tensor: GGUFTensor) -> torch.Tensor:
         """The tensor as floats of its shape, or as uint8 [rows, bytes of a row]."""
@@ -59,7 +62,10 @@ class GGUFSource:
         return slice(encoding.num_bytes(columns.start), encoding.num_bytes(columns.stop))
 
 
-def hub_row_order(num_rows: int, num_heads: int) -> torch.Tensor:
-    """For each row in the Hub's order (halves of a head apart) the row that holds it in rotary pairs."""
-    pairs = torch.arange(num_rows).view(num_heads, num_rows // num_heads // 2, 2)
-    return pairs.transpose(1, 2).reshape(-1)
+@lru_cache(maxsize=8)
+def hub_row_order(num_rows: int, order: RowOrder) -> torch.Tensor:
+    """For each row in the Hub's order the row of the file: int64 [num_rows]."""
+    rows = torch.arange(num_rows)
+    if order.kind == "pairs":
+        return rows.view(order.num_heads, num_rows // order.num_heads // 2, 2).transpose(1, 2).reshape(-1)
+    return rows.view(3, order.num_heads, -1).transpose(0, 1).reshape(-1)
