@@ -9,16 +9,16 @@ import msgspec
 import pytest
 
 from tabstop.bench.dialects import DIALECTS
-from tabstop.bench.golden import STYLES, golden_tokenizer
+from tabstop.bench.golden import STYLES, Behaviour, golden_tokenizer
 from tabstop.bench.records import Message, Record, Session, Turn
+from tabstop.bench.selftest import golden_endpoint, golden_process, truth, wrong_accounts
 from tabstop.bench.tokens import LocalTokenizer, resolve
 from tabstop.bench.workers import LoadPlan, WorkerPool
-from tests.bench.golden_process import endpoint, golden_server, truth, wrong_accounts
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with golden_server() as address:
+    with golden_process(Behaviour(ttft=0.01, rate=1000)) as address:
         yield address
 
 
@@ -40,7 +40,7 @@ def sessions(num: int, **turn: object) -> list[Session]:
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_accounting_is_exact(url: str, pool: WorkerPool, dialect: str, style: str) -> None:
-    plan = LoadPlan(endpoint=endpoint(url, dialect, style=style), sessions=sessions(12))
+    plan = LoadPlan(endpoint=golden_endpoint(url, dialect, style=style), sessions=sessions(12))
     records = pool.run(plan).records
     assert len(records) == 12
     assert wrong_accounts(records, truth(url)) == []
@@ -48,7 +48,7 @@ def test_accounting_is_exact(url: str, pool: WorkerPool, dialect: str, style: st
 
 
 def test_a_silent_server_is_counted_by_a_tokenizer(url: str, pool: WorkerPool) -> None:
-    silent = endpoint(url, style="mixed", usage=False, running_usage=False)
+    silent = golden_endpoint(url, style="mixed", usage=False, running_usage=False)
     records = pool.run(LoadPlan(endpoint=silent, sessions=sessions(30))).records
     assert wrong_accounts(records, truth(url), LocalTokenizer(golden_tokenizer())) == []
     assert {r.count_source for r in records} == {"tokenizer"}
@@ -56,7 +56,7 @@ def test_a_silent_server_is_counted_by_a_tokenizer(url: str, pool: WorkerPool) -
 
 def test_token_ids_and_cached_tokens_are_reported(url: str, pool: WorkerPool) -> None:
     for expected in (0, 5):
-        plan = LoadPlan(endpoint=endpoint(url), sessions=sessions(1, ids=[7, 8, 9, 10, 11], text=""))
+        plan = LoadPlan(endpoint=golden_endpoint(url), sessions=sessions(1, ids=[7, 8, 9, 10, 11], text=""))
         (record,) = pool.run(plan).records
         assert (record.prompt_tokens, record.cached_tokens) == (5, expected)
 
@@ -72,38 +72,42 @@ def test_token_ids_and_cached_tokens_are_reported(url: str, pool: WorkerPool) ->
     ],
 )
 def test_each_fault_is_one_clear_error(url: str, pool: WorkerPool, fault: str, message: str) -> None:
-    broken = endpoint(url, fault=fault, fault_share=1.0)
+    broken = golden_endpoint(url, fault=fault, fault_share=1.0)
     records = pool.run(LoadPlan(endpoint=broken, sessions=sessions(4))).records
     assert [r.outcome for r in records] == ["error"] * 4
     assert all(message in r.error for r in records), records[0].error
 
 
 def test_a_wrong_model_and_an_unreachable_server_are_errors(url: str, pool: WorkerPool) -> None:
-    good = endpoint(url)
+    good = golden_endpoint(url)
     wrong_model = msgspec.structs.replace(good, sampling=msgspec.structs.replace(good.sampling, model="gpt"))
     (record,) = pool.run(LoadPlan(endpoint=wrong_model, sessions=sessions(1))).records
     assert record.error == "HTTP 404: the model 'gpt' does not exist"
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        nowhere = endpoint(f"http://127.0.0.1:{unused.getsockname()[1]}")
+        nowhere = golden_endpoint(f"http://127.0.0.1:{unused.getsockname()[1]}")
         (record,) = pool.run(LoadPlan(endpoint=nowhere, sessions=sessions(1))).records
     assert record.outcome == "error" and "connect" in record.error.lower()
 
 
 def test_a_slow_server_times_out(url: str, pool: WorkerPool) -> None:
-    slow = msgspec.structs.replace(endpoint(url, ttft=5), timeout=0.2)
+    slow = msgspec.structs.replace(golden_endpoint(url, ttft=5), timeout=0.2)
     (record,) = pool.run(LoadPlan(endpoint=slow, sessions=sessions(1))).records
     assert (record.outcome, record.error) == ("timeout", "no end after 0.2 s")
 
 
 def test_the_client_hangs_up_when_told_to(url: str, pool: WorkerPool) -> None:
-    (record,) = pool.run(LoadPlan(endpoint=endpoint(url, rate=5), sessions=sessions(1, cancel_after=0.3))).records
+    (record,) = pool.run(
+        LoadPlan(endpoint=golden_endpoint(url, rate=5), sessions=sessions(1, cancel_after=0.3))
+    ).records
     assert record.outcome == "cancelled" and 0 < len(record.chunks) < 9
 
 
 def test_keystrokes_supersede_what_still_runs(url: str, pool: WorkerPool) -> None:
     turns = [Turn(text=f" k{i}", max_tokens=50, delay=0.05, supersedes=True) for i in range(3)]
-    plan = LoadPlan(endpoint=endpoint(url, rate=100), sessions=[Session(index=next(counter), start=0.0, turns=turns)])
+    plan = LoadPlan(
+        endpoint=golden_endpoint(url, rate=100), sessions=[Session(index=next(counter), start=0.0, turns=turns)]
+    )
     records = sorted(pool.run(plan).records, key=lambda r: r.turn)
     assert [r.outcome for r in records] == ["superseded", "superseded", "ok"]
     assert [round(r.intended, 6) for r in records] == [0.0, 0.05, 0.1]
@@ -113,7 +117,7 @@ def test_a_conversation_carries_the_servers_answer(url: str, pool: WorkerPool) -
     first = Turn(messages=[Message("user", "one two")], max_tokens=4)
     second = Turn(messages=[*first.messages, Message("user", "three")], max_tokens=4, delay=0.01, carries_answer=True)
     plan = LoadPlan(
-        endpoint=endpoint(url, "openai-chat"),
+        endpoint=golden_endpoint(url, "openai-chat"),
         sessions=[Session(index=next(counter), start=0.0, turns=[first, second])],
     )
     records = sorted(pool.run(plan).records, key=lambda r: r.turn)
@@ -122,7 +126,7 @@ def test_a_conversation_carries_the_servers_answer(url: str, pool: WorkerPool) -
 
 
 def test_a_closed_loop_keeps_its_number_of_slots(url: str, pool: WorkerPool) -> None:
-    plan = LoadPlan(endpoint=endpoint(url, ttft=0.02), sessions=sessions(40), concurrency=5, ramp=0.05)
+    plan = LoadPlan(endpoint=golden_endpoint(url, ttft=0.02), sessions=sessions(40), concurrency=5, ramp=0.05)
     result = pool.run(plan)
     events = sorted([(r.sent, 1) for r in result.records] + [(r.ended, -1) for r in result.records])
     in_flight, most = 0, 0
@@ -135,7 +139,7 @@ def test_a_closed_loop_keeps_its_number_of_slots(url: str, pool: WorkerPool) -> 
 
 def test_a_stalled_server_does_not_hide_behind_the_send_time(url: str, pool: WorkerPool) -> None:
     """Open loop: sends keep their schedule, so requests behind a full server wait on the clock that counts."""
-    plan = LoadPlan(endpoint=endpoint(url, ttft=0.3), sessions=sessions(20))
+    plan = LoadPlan(endpoint=golden_endpoint(url, ttft=0.3), sessions=sessions(20))
     records: list[Record] = sorted(pool.run(plan).records, key=lambda r: r.intended)
     assert [round(r.intended, 3) for r in records] == [round(0.002 * i, 3) for i in range(20)]
     assert all(r.sent < records[0].ended for r in records)

@@ -20,6 +20,7 @@ from tabstop.bench.records import read_jsonl
 from tabstop.bench.report import read_report, redacted
 from tabstop.errors import InputError
 
+ROOT = Path(__file__).parents[2]
 SMALL = ["--num-requests", "12", "--output", "4", "--concurrency", "3", "--workers", "1", "--max-lag", "1"]
 
 
@@ -31,7 +32,7 @@ def golden(**behaviour: object) -> str:
 def bench(*arguments: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tabstop.bench", *arguments]
     wide = os.environ | {"COLUMNS": "240"}  # tables without broken lines
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=wide)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=wide, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,7 @@ def test_an_overloaded_client_makes_a_run_invalid(tmp_path: Path) -> None:
         (["--start", golden(), "--slo", "speed=1"], "cannot read 'speed=1' of --slo"),
         (["--start", golden(), "--input", "many"], "cannot read the length 'many'"),
         (["--start", golden(), "--header", "nonsense"], "has no colon"),
+        (["--start", golden(), "--dialect", "tgi", "--workload", "fim", "--folder", "tests"], "or --fim-template"),
         ([], "give one URL or one --start command"),
     ],
 )
@@ -169,7 +171,7 @@ def test_compare_starts_its_servers(tmp_path: Path, mode: str) -> None:
 
 def test_sweep_writes_its_curve(tmp_path: Path) -> None:
     options = ["--num-requests", "12", "--output", "4", "--workers", "1", "--max-lag", "1", "--min-duration", "1"]
-    limits = ["--slo", "ttft_p90=0.5", "--saturating-concurrency", "4", "--max-requests", "60"]
+    limits = ["--slo", "ttft_p90=0.5", "--saturating-concurrency", "2", "--max-requests", "60"]
     done = bench("bench", "sweep", "--start", golden(slots=2), *options, *limits, "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     report = read_report(tmp_path / "report.json")
@@ -178,7 +180,7 @@ def test_sweep_writes_its_curve(tmp_path: Path) -> None:
 
 
 def test_sanity_prints_the_arithmetic() -> None:
-    claims = Path(__file__).parents[2] / "benchmarks" / "article_claims.json"
+    claims = ROOT / "benchmarks" / "article_claims.json"
     done = bench("bench", "sanity", str(claims))
     assert done.returncode == 0 and "12.8 ms a token" in " ".join(done.stdout.split())
 
@@ -216,3 +218,26 @@ def test_reports_of_another_version_are_refused(finished: Path, tmp_path: Path) 
     for path in (tmp_path / "bad.json", tmp_path / "absent.json"):
         with pytest.raises(InputError, match=r"not a benchmark report|cannot read"):
             read_report(path)
+
+
+@pytest.mark.parametrize("workload", ["typing", "chat", "agent", "fim"])
+def test_sessions_run_to_their_end(tmp_path: Path, workload: str) -> None:
+    num = "4" if workload == "typing" else "12"
+    options = [
+        "--num-requests",
+        num,
+        "--workload",
+        workload,
+        "--folder",
+        "tests",
+        "--turns",
+        "3",
+        "--think-time",
+        "0.01",
+    ]
+    done = bench("bench", "run", "--start", golden(), *SMALL, *options, "--prefix-tokens", "32", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = read_report(tmp_path / "report.json").runs[0].summary.outcomes
+    assert set(outcomes) <= {"ok", "superseded"} and outcomes["ok"] >= 4
+    assert sum(outcomes.values()) == {"chat": 36, "agent": 36, "fim": 12}.get(workload, sum(outcomes.values()))
+    assert "cannot be true" not in done.stdout

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
 from tabstop.bench import statistics as st
 
 NUM_METRICS = 8
-NOISE = Path(__file__).parent / "data" / "recorded_noise.json"
 
 
 def test_percentiles_are_members_of_the_sample_and_survive_infinite_latencies() -> None:
@@ -120,15 +117,6 @@ def _synthetic(rng: np.random.Generator, length: int) -> st.Floats:
     for i in range(1, length):
         shared[i] = 0.9 * shared[i - 1] + 0.02 * rng.normal()
     return np.exp((drift + shared)[:, None] + 0.03 * rng.normal(size=(length, NUM_METRICS)))
-
-
-def _recorded(rng: np.random.Generator, length: int) -> st.Floats:
-    """A random piece of what one machine really did (segment medians of one endpoint), under an added drift."""
-    recording = np.asarray(msgspec.json.decode(NOISE.read_bytes())["segments"])
-    start = rng.integers(len(recording))
-    time = np.linspace(0, 1, length)
-    drift = 0.1 * np.sin(2 * np.pi * (time * rng.uniform(0.5, 3) + rng.uniform()))
-    return np.take(recording, range(start, start + length), axis=0, mode="wrap") * np.exp(drift)[:, None]
 
 
 Noise = Callable[[np.random.Generator, int], st.Floats]

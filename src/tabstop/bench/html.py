@@ -42,7 +42,8 @@ def to_html(report: BenchReport, price_per_hour: float | None = None) -> str:
         _section(
             "Summary",
             _table(summary_table(report)),
-            "Percentiles with 95 % order-statistic intervals, from the intended send time.",
+            ("Of the run that saturates the server. " if report.sweep else "")
+            + "Percentiles with 95 % order-statistic intervals, from the intended send time.",
         ),
         _distributions(report),
         _timelines(report),
@@ -196,7 +197,7 @@ def _sweep(report: BenchReport) -> list[str]:
     if sweep is None:
         return []
     points = sorted(
-        (p for p in sweep.points if p.purpose != "search"), key=lambda p: p.summary.output_tokens_per_s.value or 0
+        (p for p in sweep.points if p.purpose != "search"), key=lambda p: (p.purpose == "saturation", p.rate)
     )
     curves = []
     for name, level in (("ttft", "p50"), ("ttft", "p90"), ("e2e", "p50")):

@@ -26,6 +26,7 @@ from tabstop.errors import ConfigError, InputError
 
 MAX_CPU_SHARE = 0.8  # of one core, per worker
 LAG_LIMITS = ((0.5, 0.001, 0.01), (0.99, 0.005, 0.05))  # (percentile, at least so many seconds, share of median TTFT)
+MIN_FOR_MEDIAN = 30  # requests
 Report = Callable[[Record], bool | None]
 
 
@@ -164,6 +165,8 @@ def client_faults(records: Sequence[Record], health: Sequence[ClientHealth], max
     first_tokens = [ttft(r, from_sent=True) for r in records if r.chunks and not is_failure(r)]
     typical = percentile(first_tokens, 0.5) if first_tokens else 0.0
     for q, least, share in LAG_LIMITS:
+        if q == 0.5 and len(records) < MIN_FOR_MEDIAN:
+            continue  # connecting the first requests would decide it
         limit = max_lag if max_lag is not None and q == 0.99 else max(least, share * typical)
         lag = percentile([record.lag for record in records], q)
         if lag > limit:

@@ -4,7 +4,7 @@ Knows numbers only: no requests, no clocks, no files. Failed requests arrive her
 statistics (never interpolated). Intervals are 95 % unless said otherwise.
 
 Sources: order-statistic intervals: David & Nagaraja, Order Statistics, 7.1; studentised bootstrap: Davison & Hinkley,
-Bootstrap Methods, 5.2; Holm 1979; Wilson 1927; early stopping: MLPerf Inference rules (Server scenario).
+Bootstrap Methods, 5.2; trimmed means: Yuen 1974; Holm 1979; Wilson 1927; early stopping: MLPerf Inference rules.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+TRIM = 0.2  # of the blocks, at each end
+NORMAL_MAD = 1.4826  # standard deviation of a normal distribution / its median absolute deviation
 Floats = NDArray[np.float64]
 Verdict = Literal["faster", "slower", "no difference", "not comparable"]
 
@@ -156,41 +158,53 @@ def early_decision(num_queries: int, num_over: int, q: float, confidence: float 
 # ------------------------------------------------------------------------------------------------ paired comparison
 
 
+def trimmed(values: Floats) -> tuple[Floats, Floats, int]:
+    """20 % trimmed means of the rows, their standard errors from winsorised variances, and Yuen's degrees of freedom.
+
+    shape: (..., n) → (...,), (...,). One machine hiccup spoils one block; the plain mean would let it spoil the answer.
+    """
+    num = values.shape[-1]
+    cut = int(TRIM * num)
+    ordered = np.sort(values, axis=-1)
+    means = ordered[..., cut : num - cut].mean(axis=-1)
+    winsorised = np.clip(ordered, ordered[..., cut : cut + 1], ordered[..., num - cut - 1 : num - cut])
+    num_kept = num - 2 * cut
+    squares = ((winsorised - winsorised.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1)
+    return means, np.sqrt(squares / (num_kept * (num_kept - 1))), num_kept - 1
+
+
 def paired_ratio(
     baseline: Sequence[float], candidate: Sequence[float], rng: np.random.Generator, num_resamples: int = 4000
 ) -> Difference:
-    """Studentised bootstrap over blocks of the mean log ratio candidate / baseline.
+    """Studentised bootstrap over blocks of the trimmed mean of log(candidate / baseline).
 
     The block is the unit, because requests of one block share the machine's mood. Each resample draws blocks with
-    replacement; its t statistic is centred on the observed mean, which gives the interval and a two-sided p-value.
+    replacement; its t statistic is centred on the observed mean, which gives the interval; Yuen's t gives the p-value.
     """
     first, second = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     num_blocks = len(first)
+    reason = ""
     if num_blocks < 4:
-        return Difference(None, None, None, 1.0, num_blocks, "fewer than 4 blocks")
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        return Difference(None, None, None, 1.0, num_blocks, "failures reach this metric (infinite latency)")
-    if (first <= 0).any() or (second <= 0).any():
-        return Difference(None, None, None, 1.0, num_blocks, "a block's value is zero")
+        reason = "fewer than 4 blocks"
+    elif not (np.isfinite(first).all() and np.isfinite(second).all()):
+        reason = "failures reach this metric (infinite latency)"
+    elif (first <= 0).any() or (second <= 0).any():
+        reason = "a block's value is zero"
+    if reason:
+        return Difference(None, None, None, 1.0, num_blocks, reason)
     logs = np.log(second / first)
-    mean, error = float(logs.mean()), float(logs.std(ddof=1)) / math.sqrt(num_blocks)
+    means, errors, freedom = trimmed(logs)
+    mean, error = float(means), float(errors)
     if error < 1e-9:
         ratio = math.exp(mean)
         return Difference(ratio, ratio, ratio, 1.0 if abs(mean) < 1e-9 else 0.0, num_blocks, "blocks do not vary")
     draws = logs[rng.integers(num_blocks, size=(num_resamples, num_blocks))]
-    errors = draws.std(axis=1, ddof=1) / math.sqrt(num_blocks)
-    keep = errors > 1e-12
-    statistics = (draws.mean(axis=1)[keep] - mean) / errors[keep]
-    low, high = np.quantile(statistics, [0.025, 0.975])
-    p_bootstrap = (1 + int((np.abs(statistics) >= abs(mean / error)).sum())) / (1 + len(statistics))
-    p_student = 2 * float(special.stdtr(num_blocks - 1, -abs(mean / error)))
-    return Difference(
-        math.exp(mean),
-        math.exp(mean - float(high) * error),
-        math.exp(mean - float(low) * error),
-        max(p_bootstrap, p_student),  # the larger: few blocks make either one optimistic
-        num_blocks,
-    )
+    drawn_means, drawn_errors, _ = trimmed(draws)
+    keep = drawn_errors > 0.05 * error  # a resample of nearly one block alone has no spread to divide by
+    low, high = np.quantile((drawn_means[keep] - mean) / drawn_errors[keep], [0.025, 0.975])
+    p_value = 2 * float(special.stdtr(freedom, -abs(mean / error)))
+    ends = math.exp(mean - float(high) * error), math.exp(mean - float(low) * error)
+    return Difference(math.exp(mean), *ends, p_value, num_blocks)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -207,14 +221,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def noise_floor(baseline: Sequence[float], again: Sequence[float], num_blocks: int) -> float | None:
     """How far A moves against itself: 95 % half-width of the mean log ratio over `num_blocks` blocks (relative).
 
-    From an A/A run of any number (at least 3) of blocks of the same design. None where the A/A run cannot say.
+    From the median distance from 1 (so that one hiccup does not set it) of an A/A run of at least 3 blocks of the same
+    design. None where the A/A run cannot say.
     """
     first, second = np.asarray(baseline, dtype=np.float64), np.asarray(again, dtype=np.float64)
     if len(first) < 3 or not (np.isfinite(first).all() and np.isfinite(second).all()):
         return None
     if (first <= 0).any() or (second <= 0).any():
         return None
-    deviation = float(np.sqrt(np.mean(np.log(second / first) ** 2)))  # around 0: A/A has no true difference
+    deviation = NORMAL_MAD * float(np.median(np.abs(np.log(second / first))))  # around 0: A/A has no true difference
     return math.expm1(1.96 * deviation / math.sqrt(num_blocks))
 
 

@@ -12,7 +12,7 @@ from html import escape
 import msgspec
 
 WIDTH, HEIGHT = 480, 264
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 14, 40
 
 
 class Series(msgspec.Struct, frozen=True):

@@ -170,6 +170,8 @@ class Sweep:
 
     def _run(self, purpose: str, load: LoadSpec, watch: SloWatch | None) -> Summary:
         num = self.spec.curve_requests
+        if purpose == "saturation":
+            num = max(num, 8 * self.spec.saturating_concurrency)  # or its ramp and drain would count as capacity
         if watch:
             num = max(self.spec.max_requests, math.ceil(1.5 * load.rate * self.spec.min_duration))
         workload = msgspec.structs.replace(self.setup.workload, num_requests=num, block=self.num_runs)

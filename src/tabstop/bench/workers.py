@@ -24,7 +24,7 @@ import msgspec
 from tabstop.bench.client import Endpoint
 from tabstop.bench.load import Job, run_job
 from tabstop.bench.records import ClientHealth, Record, Session
-from tabstop.errors import InternalError
+from tabstop.errors import InternalError, TabstopError, from_code
 
 START_DELAY = 0.05  # seconds from the last worker's being ready to time zero
 
@@ -42,7 +42,10 @@ class DoneFrame(msgspec.Struct, tag="done"):
 
 
 class FailFrame(msgspec.Struct, tag="fail"):
+    """An error that ends the run; `code` is a user error's, else ""."""
+
     message: str
+    code: str = ""
 
 
 Frame = RecordFrame | ReadyFrame | DoneFrame | FailFrame
@@ -170,7 +173,7 @@ def _drive(process: subprocess.Popen[bytes], job: Job, start: _Start, take: Call
             return frame.health
         else:
             start.barrier.abort()
-            raise InternalError(f"a benchmark worker failed: {frame.message}")
+            raise from_code(frame.code, frame.message) if frame.code else InternalError(frame.message)
     start.barrier.abort()
     if process.poll() is not None and process.returncode not in (0, -signal.SIGKILL):
         raise InternalError(f"a benchmark worker died with code {process.returncode}")
@@ -223,8 +226,10 @@ def main() -> None:
         try:
             job = decode(data)
             health = asyncio.run(run_job(job, lambda record: frames.put(RecordFrame(record)), wait_for_start))
+        except TabstopError as error:
+            frames.put(FailFrame(error.message, error.code))
         except Exception as error:
-            frames.put(FailFrame(f"{type(error).__name__}: {error}"))
+            frames.put(FailFrame(f"a benchmark worker failed: {type(error).__name__}: {error}"))
         else:
             frames.put(DoneFrame(health))
         gc.collect()
