@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
@@ -40,45 +41,42 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
         raise MemoryShortageError(sizes.problem)
     if sizes.device == "cpu":
         torch.set_num_threads(config.num_threads or os.cpu_count() or 1)
-    device, dtype = torch.device(sizes.device), getattr(torch, sizes.dtype)
-    model = load_model(checkpoint, config, device, dtype, progress)
+    model = load_model(checkpoint, config, torch.device(sizes.device), getattr(torch, sizes.dtype), progress)
     attention = make_attention(model, config, sizes)
-    num_blocks = sizes.num_blocks
     if sizes.device == "cuda":
-        num_blocks = measure_num_blocks(model, attention, config, sizes)
-    worker = make_worker(model, attention, sizes, num_blocks)
+        sizes = replace(sizes, num_blocks=measure_num_blocks(model, attention, config, sizes))
+    worker = make_worker(model, attention, sizes, sizes.num_blocks)
     if sizes.device == "cuda":
-        worker.warm_up(min(config.max_num_batched_tokens, num_blocks * config.block_size))
+        worker.warm_up(min(config.max_num_batched_tokens, sizes.num_blocks * config.block_size))
         if config.cuda_graphs:
             worker.capture_graphs()
-    info = EngineInfo(
-        model=checkpoint.name,
-        architecture=sizes.architecture,
-        max_model_len=sizes.max_model_len,
-        vocab_size=model.vocab_size,
-        block_size=config.block_size,
-        num_blocks=num_blocks,
-        max_num_seqs=config.max_num_seqs,
-        device=sizes.device,
-        dtype=sizes.dtype,
-        weight_bytes=sizes.weight_bytes,
-        kv_bytes_per_token=sizes.kv_bytes_per_token,
-        kernels={"attention": attention.name, "weights": sizes.form},
-        load_seconds=time.monotonic() - start,
-    )
+    pool = BlockPool(sizes.num_blocks, config.block_size)
     return EngineCore(
-        info,
-        Scheduler(
-            BlockPool(num_blocks, config.block_size),
-            config.max_num_seqs,
-            config.max_num_batched_tokens,
-            config.prefix_cache,
-        ),
+        engine_info(sizes, model, attention, time.monotonic() - start),
+        Scheduler(pool, config.max_num_seqs, config.max_num_batched_tokens, config.prefix_cache),
         LocalGroup(worker),
         ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile"),
         stop_sets=load_stop_sets(checkpoint, config),
         max_num_waiting=config.max_num_waiting,
         overlap=config.overlap == "on" or (config.overlap == "auto" and sizes.device == "cuda"),
+    )
+
+
+def engine_info(sizes: FitReport, model: Model, attention: AttentionBackend, load_seconds: float) -> EngineInfo:
+    return EngineInfo(
+        model=sizes.model,
+        architecture=sizes.architecture,
+        max_model_len=sizes.max_model_len,
+        vocab_size=model.vocab_size,
+        block_size=sizes.block_size,
+        num_blocks=sizes.num_blocks,
+        max_num_seqs=sizes.max_num_seqs,
+        device=sizes.device,
+        dtype=sizes.dtype,
+        weight_bytes=model.weight_bytes,
+        kv_bytes_per_token=sizes.kv_bytes_per_token,
+        kernels={"attention": attention.name, "weights": sizes.form},
+        load_seconds=load_seconds,
     )
 
 
