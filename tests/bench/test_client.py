@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -135,6 +136,13 @@ def test_a_closed_loop_keeps_its_number_of_slots(url: str, pool: WorkerPool) -> 
         most = max(most, in_flight)
     assert (len(result.records), most) == (40, 5)
     assert len(result.health) == 2
+
+
+def test_slots_rest_between_requests(url: str, pool: WorkerPool) -> None:
+    plan = LoadPlan(endpoint=golden_endpoint(url), sessions=sessions(6), concurrency=1, rest=0.05)
+    records = sorted(pool.run(plan).records, key=lambda r: r.sent)
+    assert len(records) == 6
+    assert all(later.intended > earlier.ended for earlier, later in pairwise(records))
 
 
 def test_a_stalled_server_does_not_hide_behind_the_send_time(url: str, pool: WorkerPool) -> None:

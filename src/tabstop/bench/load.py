@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import itertools
 import math
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     concurrency: int | None = None  # slots of this worker in a closed loop; None: open loop
     first_slot: int = 0  # of this worker among all slots, for the ramp
     num_slots: int = 1  # of all workers
+    rest: float = 0.0  # mean time that a slot waits between sessions. unit: seconds
+    seed: int = 0  # of the rests
     ramp: float = 0.0  # all slots are started evenly over this time. unit: seconds
     duration: float | None = None  # no new session is begun after it. unit: seconds
 
@@ -88,6 +91,7 @@ class LoadRunner:
         self.client = client
         self.pacer = pacer
         self.report = report
+        self.random = random.Random(f"{job.seed}/{job.first_slot}")
         self.background: set[asyncio.Task[Record]] = set()
         self.prepared = {  # encoded before the clock starts; chat answers are only known later
             (session.index, number): prepare(job.endpoint, client.dialect, turn)
@@ -128,6 +132,9 @@ class LoadRunner:
                 return
             await self._play(session, free)
             free = self.client.now()
+            if self.job.rest:
+                free += self.random.expovariate(1 / self.job.rest)
+                await self.pacer.until(self.start + free)
 
     async def _play(self, session: Session, intended: float) -> None:
         """The session's turns. A turn that supersedes starts by the clock and cancels the one before."""

@@ -59,6 +59,7 @@ class Options:
     seed: int | None = option(None, "seed of prompts and schedule; default: a new one, written into the report")
     concurrency: int | None = option(None, "closed loop: requests in flight (default 8)")
     ramp: float = option(0.0, "closed loop: start the slots over so many seconds")
+    rest: float = option(0.0, "closed loop: mean think time in seconds between two requests of a slot")
     rate: float | None = option(None, "open loop: requests a second, whatever the server does")
     arrivals: str = option("poisson", "open loop: constant, poisson or gamma")
     shape: float = option(0.5, "gamma arrivals: shape; under 1 is burstier than Poisson")
@@ -186,6 +187,7 @@ def _load(options: Options) -> LoadSpec:
         mode="closed",
         concurrency=options.concurrency or 8,
         ramp=options.ramp,
+        rest=options.rest,
         duration=options.duration,
     )
 

@@ -36,6 +36,7 @@ class LoadSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     mode: Literal["closed", "open", "replay"] = "closed"
     concurrency: int = 8  # closed loop
     ramp: float = 0.0  # closed loop: slots start evenly over this time. unit: seconds
+    rest: float = 0.0  # closed loop: mean think time of a slot between sessions (exponential). unit: seconds
     process: str = "poisson"  # open loop: constant | poisson | gamma
     rate: float = 1.0  # open loop: sessions a second
     shape: float = 1.0  # gamma
@@ -116,6 +117,8 @@ def plan_run(endpoint: Endpoint, setup: RunSetup, maker: PromptMaker) -> LoadPla
         sessions=sessions,
         concurrency=setup.load.concurrency if is_closed else None,
         ramp=setup.load.ramp,
+        rest=setup.load.rest if is_closed else 0.0,
+        seed=setup.workload.seed,
         duration=setup.load.duration,
     )
 

@@ -12,7 +12,7 @@ from html import escape
 import msgspec
 
 WIDTH, HEIGHT = 480, 264
-LEFT, RIGHT, TOP, BOTTOM = 52, 20, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 60, 20, 14, 40
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -65,14 +65,13 @@ def linear_ticks(low: float, high: float, num: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 in every decade of a narrow range, only 1 in a wide one."""
-    wide = math.log10(high / low) > 3
+    """Round values inside the range: whole decades in a wide one, more of each decade the narrower it is."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    values = [m * 10.0**d for d in decades for m in ((1,) if wide else (1, 2, 5))]
-    inside = [v for v in values if low / 2.01 <= v <= high * 2.01]
-    first = max([v for v in inside if v <= low * 1.0001] or inside[:1])
-    last = min([v for v in inside if v >= high * 0.9999] or inside[-1:])
-    return [v for v in inside if first <= v <= last]
+    for multiples in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)):
+        ticks = [m * 10.0**d for d in decades for m in multiples if low <= m * 10.0**d <= high]
+        if len(ticks) >= 4:
+            return ticks
+    return [t for t in linear_ticks(low, high) if low <= t <= high] or [low]
 
 
 def tick_label(value: float) -> str:

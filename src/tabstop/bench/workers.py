@@ -58,6 +58,8 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     sessions: list[Session]
     concurrency: int | None = None
     ramp: float = 0.0
+    rest: float = 0.0
+    seed: int = 0
     duration: float | None = None
 
 
@@ -196,6 +198,8 @@ def split(plan: LoadPlan, num_workers: int) -> list[Job]:
                 first_slot=first_slot,
                 num_slots=plan.concurrency or 1,
                 ramp=plan.ramp,
+                rest=plan.rest,
+                seed=plan.seed,
                 duration=plan.duration,
             )
         )
