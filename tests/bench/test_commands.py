@@ -141,11 +141,16 @@ def test_the_built_in_trace_is_replayed(tmp_path: Path) -> None:
     assert report.runs[0].summary.tokens.prompt > 30_000 and report.setup.load.mode == "replay"
 
 
-def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tabstop.bench", "bench", "run", "--start", golden(), "--out", str(tmp_path)]
-    command += ["--rate", "20", "--num-requests", "2000", "--output", "4", "--workers", "1", "--max-lag", "1"]
+@pytest.mark.parametrize("kind", ["run", "compare"])
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, kind: str) -> None:
+    servers = ["--start", golden()] * (1 if kind == "run" else 2)
+    command = [sys.executable, "-m", "tabstop.bench", "bench", kind, *servers, "--out", str(tmp_path), "--workers", "1"]
+    command += ["--output", "4", "--max-lag", "1"]
+    endless = ["--rate", "20", "--num-requests", "2000"]
+    blocks = ["--num-requests", "4", "--concurrency", "2", "--blocks", "500", "--aa-blocks", "0"]
+    command += endless if kind == "run" else blocks
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    time.sleep(5)
+    time.sleep(7)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
@@ -241,3 +246,15 @@ def test_sessions_run_to_their_end(tmp_path: Path, workload: str) -> None:
     assert set(outcomes) <= {"ok", "superseded"} and outcomes["ok"] >= 4
     assert sum(outcomes.values()) == {"chat": 36, "agent": 36, "fim": 12}.get(workload, sum(outcomes.values()))
     assert "cannot be true" not in done.stdout
+
+
+def test_compare_counts_text_with_the_servers_own_tokenizer(tmp_path: Path) -> None:
+    """Text prompts have the exact length in the server's own tokens, which its /tokenize counts."""
+    first, second = golden(), golden()
+    options = ["--blocks", "4", "--aa-blocks", "0", *SMALL, "--input", "40", "--prompt-form", "text"]
+    done = bench("bench", "compare", "--start", first, "--start", second, *options, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    tokens = [run.summary.prompt_lengths for run in read_report(tmp_path / "report.json").runs]
+    assert [(t["min"], t["max"]) for t in tokens] == [(40, 40)] * 2
+    alone = bench("bench", "compare", "--start", first, "--start", second, *options, "--one-at-a-time")
+    assert alone.returncode == 2 and "needs --tokenizer" in alone.stderr

@@ -43,8 +43,9 @@ from tabstop.bench.sanity import check, check_summary, model_facts, parse_gpu, r
 from tabstop.bench.selftest import SelfTestSpec, selftest
 from tabstop.bench.servers import Fleet, Server
 from tabstop.bench.sweep import Sweep, SweepSpec
+from tabstop.bench.tokens import RemoteCounter
 from tabstop.bench.workers import WorkerPool
-from tabstop.bench.workloads.prompts import PromptMaker
+from tabstop.bench.workloads.prompts import IdMaker, LooseMaker, PromptMaker, TextMaker
 from tabstop.errors import ConfigError
 
 __all__ = ["bench_app", "cost", "plan"]
@@ -63,15 +64,17 @@ class Target(msgspec.Struct, kw_only=True):
 
 def make_target(options: Options, setup: RunSetup, url: str, label: str, command: str | None = None) -> Target:
     """Raises InputError for whatever the probe finds wrong."""
-    asked = make_endpoint(options, url, label)
-    counter = counter_for(asked, setup.tokens) if setup.tokens.form != "ids" else None
-    endpoint, facts = probe(asked, counter)
-    maker = make_maker(endpoint, facts, setup.tokens)
-    if setup.workload.name == "chat" and endpoint.dialect == "openai-completions" and options.dialect == "auto":
-        endpoint, facts = probe(msgspec.structs.replace(endpoint, dialect="openai-chat"), counter)
-    if setup.workload.name == "chat":
-        text = msgspec.structs.replace(setup.tokens, form="text")
-        maker = make_maker(endpoint, msgspec.structs.replace(facts, num_added=0), text)
+    endpoint, facts = probe(make_endpoint(options, url, label))
+    is_chat = setup.workload.name == "chat"
+    if is_chat and endpoint.dialect == "openai-completions" and options.dialect == "auto":
+        endpoint, facts = probe(msgspec.structs.replace(endpoint, dialect="openai-chat"))
+    counter = None
+    if is_chat or setup.tokens.form == "text" or not facts.takes_ids:
+        counter = counter_for(endpoint, setup.tokens)
+        endpoint, facts = probe(endpoint, counter)  # again, to learn what the server adds to a text
+    maker = make_maker(endpoint, facts, setup.tokens, counter)
+    if is_chat:
+        maker = TextMaker(counter) if counter else LooseMaker()  # lengths of messages, without the template
     return Target(endpoint=endpoint, facts=facts, maker=maker, described=describe_endpoint(endpoint, facts, command))
 
 
@@ -182,7 +185,7 @@ def compare_command(
         targets = [
             make_target(options, setup, fleet.use(i)[0], names[i], server.command) for i, server in enumerate(servers)
         ]
-        _same_maker(targets)
+        _same_maker(targets, one_at_a_time=one_at_a_time)
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
         arms = [_arm(fleet, i, targets, pool, setup) for i in range(len(targets))]
         for number, target in enumerate(targets):
@@ -212,16 +215,17 @@ def _short_name(number: int, server: Server) -> str:
     return f"{'ABCDEFGHIJ'[number % 10]} {name}"[:40]
 
 
-def _same_maker(targets: list[Target]) -> None:
-    """All endpoints get the same prompts: text for all if one of them does not take ids."""
-    kinds = {type(target.maker) for target in targets}
-    if len(kinds) > 1:
-        raise ConfigError(
-            "the endpoints do not take the same form of prompt: give --tokenizer and --prompt-form text, so that all "
-            "get the same text"
-        )
-    for target in targets[1:]:
-        target.maker = targets[0].maker
+def _same_maker(targets: list[Target], *, one_at_a_time: bool) -> None:
+    """All endpoints get the same prompts: text for all if one of them does not take ids.
+
+    Raises ConfigError where the text would have to be counted by a server that does not run all the time.
+    """
+    ranks = {IdMaker: 0, LooseMaker: 1, TextMaker: 2}
+    maker = max((target.maker for target in targets), key=lambda maker: ranks[type(maker)])
+    if one_at_a_time and isinstance(maker, TextMaker) and isinstance(maker.counter, RemoteCounter):
+        raise ConfigError("--one-at-a-time with text prompts needs --tokenizer: the server that counts them is stopped")
+    for target in targets:
+        target.maker = maker
 
 
 def _arm(fleet: Fleet, number: int, targets: list[Target], pool: WorkerPool, setup: RunSetup) -> Arm:

@@ -116,7 +116,10 @@ class _Runner:
             block_segments: list[list[Outcome]] = [[] for _ in arms]
             for position, number in enumerate(order):
                 segment = 2 * (first + block) + (position >= len(arms))
-                block_segments[number].append(self._segment(arms[number], segment))
+                try:
+                    block_segments[number].append(self._segment(arms[number], segment))
+                except KeyboardInterrupt:
+                    self.is_interrupted = True
                 if self.is_interrupted:
                     return  # an incomplete block is no block
             self.blocks.append(block_segments)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -34,7 +35,7 @@ class ServerFacts(msgspec.Struct, kw_only=True, omit_defaults=True):
     server_header: str = ""
 
 
-def probe(endpoint: Endpoint, count: Any = None) -> tuple[Endpoint, ServerFacts]:
+def probe(endpoint: Endpoint, count: Callable[[str], int] | None = None) -> tuple[Endpoint, ServerFacts]:
     """The endpoint with dialect and model filled in. `count`: text → tokens, to find what the server adds.
 
     Raises InputError: unreachable, unknown model, broken streams, max_tokens ignored.
@@ -42,7 +43,7 @@ def probe(endpoint: Endpoint, count: Any = None) -> tuple[Endpoint, ServerFacts]
     return asyncio.run(_probe(endpoint, count))
 
 
-async def _probe(endpoint: Endpoint, count: Any) -> tuple[Endpoint, ServerFacts]:
+async def _probe(endpoint: Endpoint, count: Callable[[str], int] | None) -> tuple[Endpoint, ServerFacts]:
     facts = ServerFacts()
     async with open_session(endpoint) as session:
         await _identify(session, endpoint, facts)

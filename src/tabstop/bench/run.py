@@ -76,13 +76,14 @@ class Outcome(msgspec.Struct, kw_only=True):
     is_stopped: bool = False
 
 
-def make_maker(endpoint: Endpoint, facts: ServerFacts, tokens: Tokenization) -> PromptMaker:
-    """Ids where the endpoint takes them, else counted text (local tokenizer, else the server's), else loose text."""
+def make_maker(
+    endpoint: Endpoint, facts: ServerFacts, tokens: Tokenization, counter: Callable[[str], int] | None
+) -> PromptMaker:
+    """Ids where the endpoint takes them, else text that `counter` counts, else text of about the right length."""
     if tokens.form == "ids" and not facts.takes_ids:
         raise ConfigError(f"{endpoint.url} does not take token ids as a prompt; use --prompt-form text")
     if tokens.form != "text" and facts.takes_ids:
         return IdMaker(tokens.num_ids)
-    counter = counter_for(endpoint, tokens)
     return TextMaker(counter, facts.num_added) if counter else LooseMaker()
 
 
@@ -140,7 +141,9 @@ def execute(
 
 
 def conclude(result: RunResult, setup: RunSetup) -> Outcome:
-    """Counts tokens, summarises, and judges the client."""
+    """Counts tokens, summarises, and judges the client. Raises KeyboardInterrupt if that came before any record."""
+    if not result.records and result.is_interrupted:
+        raise KeyboardInterrupt
     if not result.records:
         raise InputError("nothing was measured: no request ended before the run did")
     tokenizer = LocalTokenizer.load(setup.tokens.tokenizer) if setup.tokens.tokenizer else None

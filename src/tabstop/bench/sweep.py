@@ -185,7 +185,13 @@ class Sweep:
                 shown(record)
             return watch is not None and watch.take(record)
 
-        outcome = execute(self.pool, self.endpoint, setup, self.maker, take)
+        try:
+            outcome = execute(self.pool, self.endpoint, setup, self.maker, take)
+        except KeyboardInterrupt:
+            self.is_interrupted = True
+            if self.first is None:
+                raise
+            return self.first.summary
         self.first = self.first or outcome
         self.is_interrupted = self.is_interrupted or outcome.is_interrupted
         self.points.append(self._point(purpose, load, outcome, watch))

@@ -58,7 +58,7 @@ class TextMaker:
     """
 
     def __init__(self, counter: Callable[[str], int], num_added: int = 0) -> None:
-        self._counter = counter
+        self.counter = counter
         self.num_added = num_added
 
     def make(self, num_tokens: int, rng: np.random.Generator) -> Piece:
@@ -68,7 +68,7 @@ class TextMaker:
         words = [f"{word}_{rng.integers(1000)}" if rng.random() < 0.1 else word for word in words]
         for _ in range(60):
             text = " " + " ".join(words)
-            surplus = self._counter(text) - target
+            surplus = self.counter(text) - target
             if surplus == 0:
                 return text
             num_words = max(1, abs(surplus) * len(words) // (target + surplus))  # at this text's tokens per word
@@ -81,7 +81,7 @@ class TextMaker:
         )
 
     def count(self, piece: Piece) -> int | None:
-        return self._counter(piece) + self.num_added if isinstance(piece, str) else None
+        return self.counter(piece) + self.num_added if isinstance(piece, str) else None
 
 
 class LooseMaker:
