@@ -13,6 +13,7 @@ from tabstop.bench.cost import (
     CostQuestion,
     Mix,
     book_price,
+    capacity_of,
     cost_figures,
     mixes_of,
     parse_price,
@@ -122,7 +123,7 @@ def mix(uncached: float, cached: float, output: float) -> Mix:
         cached=cached / busy,
         output=output / busy,
         requests=1,
-        is_capacity=True,
+        kind="saturated",
     )
 
 
@@ -131,6 +132,14 @@ def test_four_mixes_split_the_price() -> None:
     split = split_by_kind(mixes)
     assert not isinstance(split, str)
     assert split[0] == pytest.approx(np.array([10, 1, 100]) * 1e-6, rel=1e-3)
+
+
+def test_capacity_is_what_met_the_slo_before_what_saturates() -> None:
+    saturated = mix(1, 0, 10)
+    slo = msgspec.structs.replace(saturated, output=saturated.output / 2, kind="slo")
+    load = msgspec.structs.replace(saturated, output=saturated.output * 2, kind="load")
+    assert capacity_of([load, saturated, slo]) is slo
+    assert capacity_of([load, saturated]) is saturated
 
 
 def test_mixes_that_are_too_few_or_alike_are_not_split() -> None:

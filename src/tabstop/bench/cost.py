@@ -12,12 +12,13 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from scipy import optimize
 
+from tabstop.bench.metrics import Summary
 from tabstop.bench.report import BenchReport
 from tabstop.errors import InputError
 
@@ -58,7 +59,7 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
     cached: float
     output: float
     requests: float
-    is_capacity: bool  # a saturated or SLO-bound rate, not just some load
+    kind: Literal["slo", "saturated", "load"]  # proven to keep the SLO; as much as there is; or just some load
 
 
 class CostQuestion(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,18 +113,20 @@ def book_price(name: str, num_devices: int | None = None, book: Path | None = No
 
 
 def mixes_of(report: BenchReport) -> list[Mix]:
-    """A mix for each measured load of the report: every open rate that was kept up, or the run itself."""
+    """Of a sweep: its saturation and every rate that met the SLO. Else: each endpoint's run."""
     found = []
     if report.sweep is not None:
         for point in report.sweep.points:
-            is_capacity = point.purpose == "saturation" or (point.purpose == "search" and point.is_met is True)
-            found.append(_mix(point.summary, f"{point.purpose} {point.rate:.3g}/s", is_capacity))
+            if point.purpose == "saturation":
+                found.append(_mix(point.summary, "saturated", "saturated"))
+            elif point.purpose == "search" and point.is_met:
+                found.append(_mix(point.summary, f"{point.rate:.3g} requests/s, which met the SLO", "slo"))
     else:
-        found += [_mix(run.summary, run.label, False) for run in report.runs]
+        found += [_mix(run.summary, run.label, "load") for run in report.runs]
     return [mix for mix in found if mix.output > 0]
 
 
-def _mix(summary: Any, label: str, is_capacity: bool) -> Mix:
+def _mix(summary: Summary, label: str, kind: Literal["slo", "saturated", "load"]) -> Mix:
     tokens, length = summary.tokens, summary.window.length
     rate = summary.output_tokens_per_s.value or 0.0
     output = tokens.output_by_server if tokens.output_by_server is not None else tokens.output_counted
@@ -135,14 +138,14 @@ def _mix(summary: Any, label: str, is_capacity: bool) -> Mix:
         cached=cached * per_output,
         output=rate,
         requests=summary.requests_per_s.value or (summary.num_requests / length if length else 0.0),
-        is_capacity=is_capacity,
+        kind=kind,
     )
 
 
 def capacity_of(mixes: Sequence[Mix]) -> Mix:
-    """The load with the highest token rate, proven capacities first."""
-    best = [mix for mix in mixes if mix.is_capacity] or list(mixes)
-    return max(best, key=lambda mix: mix.output)
+    """The highest rate that met the SLO, else the saturated one, else the run with the most tokens."""
+    order = ("load", "saturated", "slo")
+    return max(mixes, key=lambda mix: (order.index(mix.kind), mix.output))
 
 
 def split_by_kind(mixes: Sequence[Mix]) -> tuple[np.ndarray, np.ndarray] | str:
@@ -178,7 +181,7 @@ def cost_figures(reports: Sequence[BenchReport], question: CostQuestion) -> list
     capacity = capacity_of(mixes)
     price = question.price
     second = price.hourly / 3600
-    measured = "proven capacity" if capacity.is_capacity else "measured load (run a sweep for the capacity)"
+    measured = "measured load (run a sweep for the capacity)" if capacity.kind == "load" else "measured capacity"
     base = f"{price.source} ({price.date}); {measured}: {capacity.label}, {capacity.output:.4g} output tokens/s"
     whole = 1e6 * second / capacity.output
     figures = [
@@ -193,7 +196,8 @@ def cost_figures(reports: Sequence[BenchReport], question: CostQuestion) -> list
             source=at_use,
         )
     )
-    figures += _split_figures(mixes, second, question.utilization, price)
+    busy = [mix for mix in mixes if mix.kind != "slo"]  # a rate under the SLO leaves the device idle at times
+    figures += _split_figures(busy, second, question.utilization, price)
     figures += _request_figures(reports, capacity, second, question, at_use)
     figures += _break_even(capacity, question)
     figures += _energy_figures(reports, question)
