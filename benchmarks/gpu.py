@@ -9,6 +9,7 @@ each, greedy, no end token; ids are random and never repeated between loads. Pri
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import time
@@ -104,6 +105,8 @@ def main() -> None:
     options |= dict(parse(option) for option in arguments.option)
     start = time.perf_counter()
     core = build_core(EngineConfig(model=arguments.folder, load_format="dummy", device="cuda", **options))
+    gc.collect()
+    gc.freeze()  # as the engine process does
     common = {"model": arguments.folder.rstrip("/").split("/")[-1], "device": torch.cuda.get_device_name(), **options}
     print(json.dumps(common | {"ready_s": round(time.perf_counter() - start, 1), "blocks": core.info.num_blocks}))
     for batch in [int(text) for text in arguments.batches.split(",") if text]:

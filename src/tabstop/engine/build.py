@@ -108,7 +108,7 @@ def measure_num_blocks(model: Model, attention: AttentionBackend, config: Engine
     """Blocks that a GPU's memory holds beside the weights and the largest step, which runs once to be measured."""
     if config.num_kv_blocks is not None or config.kv_memory is not None:
         return sizes.num_blocks
-    needed = -(-config.max_num_batched_tokens // config.block_size) + config.max_num_seqs
+    needed = -(-config.max_num_batched_tokens // config.block_size)
     activation_bytes = make_worker(model, attention, sizes, needed).measure_peak(config.max_num_batched_tokens)
     torch.cuda.empty_cache()
     num_buffers = 2 if config.cuda_graphs else 1  # graphs keep their own activations

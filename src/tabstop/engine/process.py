@@ -10,6 +10,7 @@ request was ended with an error first, the traceback is in the log.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import queue
@@ -156,6 +157,8 @@ class EngineProcess:
             raise loading.error
         self.core = loading.core
         assert self.core is not None
+        gc.collect()
+        gc.freeze()  # a full collection over torch's and the model's objects stops every stream for 0.2 s
         self.core.wake = self.bell.ring
         self.door.broadcast(self.core.info)
 

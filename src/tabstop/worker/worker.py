@@ -78,33 +78,31 @@ class Worker:
         """
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        plan = self._largest_plan(num_tokens)
+        num_slots, num_blocks = self.state.tables.shape
+        chunk = min(num_tokens - num_slots + 1, num_blocks * self.state.block_size)
+        plan = self._plan_of([chunk] + [1] * (num_slots - 1))
         self.sample(self.forward(plan), LateInputs()).result(plan)
         return torch.cuda.max_memory_allocated() - before
 
     def warm_up(self, num_tokens: int) -> None:
-        """Runs chunks of all magnitudes up to `num_tokens`, so that no request waits for a kernel to be compiled."""
-        length = 1
-        while length <= min(num_tokens, self.state.tables.shape[1] * self.state.block_size):
-            plan = StepPlan(0, rows=[Row(0, 0, [0] * length, sample=True)])
-            plan.admissions.append(Admission(0, Sampling(temperature=1.0), 0))
-            plan.tables.append(TableUpdate(0, 0, list(range(-(-length // self.state.block_size)))))
-            self.sample(self.forward(plan), LateInputs()).result(plan)
-            length *= 2
-
-    def _largest_plan(self, num_tokens: int) -> StepPlan:
-        """One step of `num_tokens` tokens in as many rows as there are slots."""
+        """Runs chunks of all magnitudes up to `num_tokens`, alone and beside rows of one token: kernels are compiled
+        and libraries choose their algorithms here, so that no request waits for them.
+        """
         num_slots, num_blocks = self.state.tables.shape
-        chunk = min(num_tokens - num_slots + 1, num_blocks * self.state.block_size)
+        for num_others in {0, min(7, num_slots - 1), num_slots - 1}:
+            length = 1
+            while length <= min(num_tokens - num_others, num_blocks * self.state.block_size):
+                plan = self._plan_of([length] + [1] * num_others)
+                self.sample(self.forward(plan), LateInputs()).result(plan)
+                length *= 2
+
+    def _plan_of(self, lengths: list[int]) -> StepPlan:
+        """A step of rows with these many tokens, all of which draw; they share the first blocks."""
         plan = StepPlan(0)
-        first_block = 0
-        for slot in range(num_slots):
-            ids = [0] * (chunk if slot == 0 else 1)
-            blocks = list(range(first_block, first_block + -(-len(ids) // self.state.block_size)))
-            first_block += len(blocks)
+        for slot, length in enumerate(lengths):
             plan.admissions.append(Admission(slot, Sampling(temperature=1.0, top_p=0.9), 0))
-            plan.tables.append(TableUpdate(slot, 0, blocks))
-            plan.rows.append(Row(slot, 0, ids, sample=True))
+            plan.tables.append(TableUpdate(slot, 0, list(range(-(-length // self.state.block_size)))))
+            plan.rows.append(Row(slot, 0, [0] * length, sample=True))
         return plan
 
     def _decode(self, inputs: StepInputs) -> Tensor:
