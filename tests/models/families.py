@@ -15,6 +15,15 @@ VOCAB_SIZE = 160
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 700.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 700.0}
 YARN_ALL = YARN | {"mscale": 0.7, "mscale_all_dim": 0.9, "beta_fast": 8.0, "beta_slow": 0.5, "truncate": False}
+GROWING = {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 700.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.3,
+}
 THETA = {"rope_type": "default", "rope_theta": 700.0}
 
 
@@ -94,6 +103,10 @@ VARIANTS: dict[str, Variant] = {
         "ministral", sizes(sliding_window=9, layer_types=["sliding_attention", "full_attention"], head_dim=8)
     ),
     "ministral-all": Variant("ministral", sizes(sliding_window=9, head_dim=8)),
+    "ministral3": Variant("ministral3", sizes(head_dim=8, rope_parameters=GROWING)),
+    "ministral3-window": Variant(
+        "ministral3", sizes(head_dim=12, rope_parameters=GROWING, sliding_window=20, tie_word_embeddings=True)
+    ),
     "qwen3": Variant("qwen3", sizes(head_dim=10)),
     "qwen3-tied": Variant("qwen3", sizes(head_dim=16, tie_word_embeddings=True, num_key_value_heads=1)),
     "qwen3-yarn": Variant("qwen3", sizes(head_dim=16, rope_parameters=YARN, attention_bias=True)),
@@ -160,7 +173,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 2:
                 is_embedding = "embed" in name or "wte" in name or "wpe" in name
-                parameter.copy_(noise * (0.3 if is_embedding else 1.1 / parameter.shape[1] ** 0.5))
+                parameter.copy_(noise * (0.3 if is_embedding else 0.9 / parameter.shape[1] ** 0.5))
             elif name.endswith("bias"):
                 parameter.copy_(noise * 0.3)
             else:  # a norm; Gemma's are added to 1

@@ -119,3 +119,14 @@ class NormedAttention(Attention):
     def turn(self, heads: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         q, k = heads[:, : self.num_heads], heads[:, self.num_heads :]
         return rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=1), rotary)
+
+
+class QueryScalingAttention(Attention):
+    """Queries are multiplied by a number that depends on their position (layers/rope.py)."""
+
+    turns_plainly = False
+
+    def turn(self, heads: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        assert rotary.query_scale is not None
+        turned = rotate(heads, rotary)
+        return torch.cat((turned[:, : self.num_heads] * rotary.query_scale, turned[:, self.num_heads :]), dim=1)

@@ -17,6 +17,7 @@ class Rotary(NamedTuple):
 
     cos: torch.Tensor
     sin: torch.Tensor
+    query_scale: torch.Tensor | None = None  # [T, 1, 1], for families whose queries grow with their position
 
 
 class Rope(nn.Module):
@@ -36,6 +37,18 @@ class Rope(nn.Module):
             self.magnitudes = self.magnitudes.to(positions.device)
         angles = positions.float()[:, None, None] * self.frequencies
         return Rotary((angles.cos() * self.magnitudes).to(dtype), (angles.sin() * self.magnitudes).to(dtype))
+
+
+class QueryScalingRope(Rope):
+    """Behind the original context queries grow: by 1 + beta · log(1 + how many times the context fits before them)."""
+
+    def __init__(self, config: RopeConfig, head_dim: int, beta: float, original_context: int) -> None:
+        super().__init__(config, head_dim)
+        self.beta, self.original_context = beta, original_context
+
+    def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> Rotary:
+        scale = 1 + self.beta * torch.log1p((positions // self.original_context).float())
+        return super().forward(positions, dtype)._replace(query_scale=scale[:, None, None].to(dtype))
 
 
 class NoRope(nn.Module):
@@ -104,5 +117,5 @@ def yarn_frequencies(plain: torch.Tensor, theta: float, scaling: YarnScaling) ->
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Turns the pairs (i, i + dim / 2) of x [T, heads, dim] by each token's angles."""
     first, second = x.chunk(2, dim=-1)
-    cos, sin = rotary
+    cos, sin = rotary.cos, rotary.sin
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

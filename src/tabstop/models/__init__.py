@@ -21,6 +21,7 @@ FAMILIES: dict[str, str] = {
     "Qwen3ForCausalLM": "tabstop.models.qwen3:qwen3",
     "MistralForCausalLM": "tabstop.models.mistral:mistral",
     "MinistralForCausalLM": "tabstop.models.mistral:ministral",
+    "Ministral3ForCausalLM": "tabstop.models.mistral:ministral3",
     "Starcoder2ForCausalLM": "tabstop.models.starcoder2:starcoder2",
     "GPTBigCodeForCausalLM": "tabstop.models.gpt_bigcode:gpt_bigcode",
     "GemmaForCausalLM": "tabstop.models.gemma:gemma",

@@ -44,18 +44,20 @@ def read_headers(folder: Path) -> dict[str, HeaderEntry]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that the index names, or the only safetensors file. Raises CheckpointError when there are none."""
-    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
+    has_usual = (folder / "config.json").is_file()
+    index_path = folder / f"{'model' if has_usual else 'consolidated'}.safetensors.index.json"
+    index = read_json(index_path).get("weight_map")
     if index is not None:
         names = sorted(set(index.values()))
         for name in names:
             if Path(name).name != name:
-                raise CheckpointError(f"{folder}/model.safetensors.index.json names a file outside the folder: {name}")
+                raise CheckpointError(f"{index_path} names a file outside the folder: {name}")
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} lacks {name}, which its index names; download the checkpoint again")
         return [folder / name for name in names]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors" if has_usual else "consolidated*.safetensors"))
     if len(files) == 1:
         return files
     if files:

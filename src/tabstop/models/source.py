@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tabstop.checkpoint import Checkpoint
 from tabstop.errors import ConfigError
+from tabstop.models import mistral_metadata
 from tabstop.models.gguf_metadata import hub_tensors
 from tabstop.models.safetensors_header import read_headers
 from tabstop.quant import StoredTensor, TensorRead
@@ -44,7 +45,10 @@ def tensor_infos(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
         tensors = hub_tensors(checkpoint.gguf_header)
         return {name: TensorInfo(each.shape, each.encoding, each.num_bytes) for name, each in tensors.items()}
     assert checkpoint.folder is not None
-    return {name: entry.info for name, entry in read_headers(checkpoint.folder).items()}
+    infos = {name: entry.info for name, entry in read_headers(checkpoint.folder).items()}
+    if checkpoint.is_consolidated:
+        return {hub: infos[name] for hub, name in mistral_metadata.hub_names(infos).items()}
+    return infos
 
 
 def open_source(checkpoint: Checkpoint, form: str) -> WeightSource:
@@ -53,6 +57,10 @@ def open_source(checkpoint: Checkpoint, form: str) -> WeightSource:
         from tabstop.models.gguf_source import GGUFSource
 
         return GGUFSource(checkpoint.gguf_header)
+    if checkpoint.is_consolidated:
+        from tabstop.models.consolidated_source import ConsolidatedSource
+
+        return ConsolidatedSource(checkpoint)
     from tabstop.models.safetensors_source import SafetensorsSource
 
     assert checkpoint.folder is not None

@@ -18,6 +18,8 @@ import tokenizers
 
 from tabstop.checkpoint import Checkpoint
 from tabstop.errors import CheckpointError, UnsupportedModelError
+from tabstop.text.byte_level import BYTES
+from tabstop.text.folder_vocabulary import read_definition
 from tabstop.text.gguf_vocabulary import SPACE, tokenizer_json
 
 LOOKS_LIKE_CONTROL = re.compile(r"<[|｜].+[|｜]>|<\[?fim[-_].+\]?>", re.DOTALL)
@@ -201,21 +203,10 @@ class Tokenizer:
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The checkpoint's tokenizer. Raises CheckpointError or UnsupportedModelError with what to do."""
-    settings = checkpoint.tokenizer_config
     if checkpoint.gguf is not None:
-        definition = tokenizer_json(checkpoint.gguf_metadata)
+        definition, settings = tokenizer_json(checkpoint.gguf_metadata), dict(checkpoint.tokenizer_config)
     else:
-        assert checkpoint.folder is not None
-        path = checkpoint.folder / "tokenizer.json"
-        try:
-            definition = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"{checkpoint.folder} has no tokenizer.json; save one there with transformers "
-                "(AutoTokenizer.from_pretrained(...).save_pretrained(...)) or give --tokenizer"
-            ) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"cannot read {path}: {error}") from None
+        definition, settings = read_definition(checkpoint)
     bos = settings.get("bos_token")
     tokenizer = Tokenizer(definition, bos_token=bos, add_bos=settings.get("add_bos_token"))
     _ = tokenizer.token_bytes  # unsupported decoders fail here, and the first request need not wait
@@ -263,19 +254,9 @@ def _decoder_types(decoder: dict[str, Any] | None) -> list[str]:
     return [decoder["type"], *(kind for inner in decoder.get("decoders", ()) for kind in _decoder_types(inner))]
 
 
-def _byte_symbols() -> dict[str, int]:
-    """GPT-2's printable spelling of bytes: those that Latin-1 prints stand for themselves, the others from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
-
-
-_BYTES = _byte_symbols()
-
-
 def _byte_level_bytes(token: str) -> bytes:
     try:
-        return bytes([_BYTES[symbol] for symbol in token])
+        return bytes([BYTES[symbol] for symbol in token])
     except KeyError:  # an added token, spelled as it is
         return token.encode()
 
