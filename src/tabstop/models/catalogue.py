@@ -12,17 +12,21 @@ from tabstop.models.gguf_families import GGUF_FAMILIES
 LOGITS = "float32 logits = transformers', whole, chunked, cached, batched (tests/models/test_families.py)"
 FILES = "GGUF of the same weights (tests/models/test_family_files.py)"
 
+VERIFICATION = """\
+Tiny random checkpoints of every shape that a family comes in (grouped, single and many key heads, odd head sizes, tied and
+untied, every scaling), against transformers on the CPU. No published weights beside the default model's were compared."""
+OWN_FORM = "Mistral's own (params.json, consolidated*.safetensors, tekken.json)"
+
 INTRODUCTION = """\
 # Models
 
-<!-- Made of src/tabstop/models/catalogue.py ; a test keeps it fresh and says how. -->
+<!-- Made of src/tabstop/models/catalogue.py; a test keeps it fresh and says how. -->
 
-Every family below runs through the same kernels: rows of heads are put into one order when they are read, and positions
-turn the same way for all. What differs (a norm, an activation, the order of a block) is plain torch on any device; what that
-costs is said in the family's line.
+Every family runs through the same kernels: rows of heads are put into one order when they are read, so positions turn and
+attention runs alike for all. A family's own norm, activation or order of a block is plain torch, on any device.
 
-All forms are read with bounded memory and are strict both ways: a tensor that is missing, left over, of another shape or type
-is one error with its name. Pickle files are never opened, and code in a checkpoint is never run.
+All forms are read with bounded memory and strictly: a tensor that is missing, left over, of another shape or type is one
+error with its name. Pickle files are never opened, and code in a checkpoint is never run.
 """
 
 
@@ -43,7 +47,8 @@ def _row(family: str, models: str, architectures: str, quirks: str, *more: str) 
     names = tuple(architectures.split())
     found = [name for name, each in GGUF_FAMILIES.items() if each.architecture in names]
     forms = ("safetensors", *([f"GGUF ({', '.join(found)})"] if found else []), *more)
-    return CatalogueRow(family, models, names, quirks, forms, f"{LOGITS}; {FILES}" if found else LOGITS)
+    evidence = [LOGITS, FILES] if "GGUF" in str(forms) else [LOGITS]
+    return CatalogueRow(family, models, names, quirks, forms, "; ".join(evidence))
 
 
 CATALOGUE: tuple[CatalogueRow, ...] = (
@@ -51,8 +56,8 @@ CATALOGUE: tuple[CatalogueRow, ...] = (
         "Llama",
         "Code Llama, DeepSeek-Coder 1.x, Granite-code 3B and 8B, Seed-Coder, Mellum, Yi-Coder, OpenCoder, SmolLM",
         "LlamaForCausalLM",
-        "RoPE scaling linear, dynamic, yarn, longrope and llama3; dynamic and longrope are fixed for --max-model-len at "
-        "the start; biases of attention and MLP; tied or not",
+        "RoPE scaling linear, dynamic, yarn, longrope and llama3; dynamic and longrope are fixed at the start, for "
+        "--max-model-len; biases of attention and MLP",
     ),
     _row(
         "Qwen2",
@@ -65,15 +70,16 @@ CATALOGUE: tuple[CatalogueRow, ...] = (
         "Mistral",
         "Codestral 22B, Devstral, Mistral 7B, Ministral",
         "MistralForCausalLM MinistralForCausalLM",
-        "a window over the last positions in all layers or in those that layer_types names; KV memory keeps all positions",
-        "Mistral's own (params.json, consolidated*.safetensors, tekken.json)",
+        "a window over the last positions, in all layers or in those that layer_types names; KV memory keeps all",
+        "GGUF (llama)",
+        OWN_FORM,
     ),
     _row(
         "Ministral 3",
         "Devstral 2, Ministral 3 (text)",
         "Ministral3ForCausalLM",
         "YaRN; queries grow with their position behind the original context, in an operation of its own",
-        "Mistral's own (params.json, consolidated*.safetensors, tekken.json)",
+        OWN_FORM,
     ),
     _row(
         "Starcoder2",
@@ -115,7 +121,7 @@ CATALOGUE: tuple[CatalogueRow, ...] = (
         "GPT-NeoX",
         "PolyCoder, Pythia",
         "GPTNeoXForCausalLM",
-        "branches side by side or in turn; q, k, v packed head by head; GGUF files do not say which GELU: the exact one",
+        "branches side by side or in turn; q, k, v packed head by head; the exact GELU, also of GGUF files",
     ),
     _row(
         "CodeGen",
@@ -144,12 +150,8 @@ def page() -> str:
     for row in CATALOGUE:
         architectures = ", ".join(f"`{name}`" for name in row.architectures)
         lines.append(f"| {row.family} | {row.models} | {architectures} | {', '.join(row.forms)} | {row.quirks} |")
-    lines += [
-        "",
-        "## Verified by",
-        "",
-        "Tiny random checkpoints of every shape that a family comes in, against transformers:",
-        "",
-    ]
-    lines += [f"- {row.family}: {row.verified_by}" for row in CATALOGUE]
+    lines += ["", "## Verified by", "", VERIFICATION]
+    for evidence in dict.fromkeys(row.verified_by for row in CATALOGUE):
+        families = ", ".join(row.family for row in CATALOGUE if row.verified_by == evidence)
+        lines += ["", f"**{families}**: {evidence}."]
     return "\n".join(lines) + "\n"

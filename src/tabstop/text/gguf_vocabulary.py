@@ -77,7 +77,9 @@ _DEEPSEEK_V3 = _splits(
 )
 
 PRE_TOKENIZERS: dict[str, list[Json]] = {
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "falcon3", "pixtral"), _LLAMA3),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "falcon3", "pixtral", "chatglm-bpe", "glm4"), _LLAMA3
+    ),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"), _QWEN2),
     **dict.fromkeys(("gpt-2", "mpt", "olmo", "phi-2", "mellum"), _GPT2),
     **dict.fromkeys(("starcoder", "refact", "smollm", "codeshell", "command-r", "exaone"), _STARCODER),
