@@ -15,6 +15,7 @@ import tabstop
 from tabstop import cli, config
 from tabstop.config import EngineConfig, ServerConfig
 from tabstop.errors import ConfigError
+from tabstop.models import FAMILIES
 from tests.tiny import tiny_llama
 
 HOME = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
@@ -151,3 +152,9 @@ def test_generate_prints_a_continuation(tmp_path: Path) -> None:
 def test_config_errors_name_the_variable() -> None:
     with pytest.raises(ConfigError, match="TABSTOP_KV_MEMORY is 'much'"):
         config.from_environment(EngineConfig, {"TABSTOP_KV_MEMORY": "much"})
+
+
+def test_models_lists_every_family_that_is_registered() -> None:
+    rows = json.loads(run("models", "--json").stdout)
+    assert {name for row in rows for name in row["architectures"]} == set(FAMILIES)
+    assert all(name in run("models").stdout for name in ("Starcoder2ForCausalLM", "safetensors"))

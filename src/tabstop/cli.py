@@ -158,6 +158,25 @@ def fit(
 
 
 @app.command()
+def models(*, json: Annotated[bool, typer.Option("--json", help="print one JSON list")] = False) -> None:
+    """List the model families that can be served, their forms and quirks, and what was verified."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tabstop.models.catalogue import CATALOGUE
+
+    if json:
+        print(msgspec.json.encode(CATALOGUE).decode())
+        return
+    table = Table("family", "models", "architectures", "forms", "quirks", "verified by", show_lines=True)
+    for row in CATALOGUE:
+        table.add_row(
+            row.family, row.models, "\n".join(row.architectures), "\n".join(row.forms), row.quirks, row.verified_by
+        )
+    Console().print(table)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     print(tabstop.__version__)
