@@ -13,8 +13,8 @@ LOGITS = "float32 logits = transformers', whole, chunked, cached, batched (tests
 FILES = "GGUF of the same weights (tests/models/test_family_files.py)"
 
 VERIFICATION = """\
-Tiny random checkpoints of every shape that a family comes in (grouped, single and many key heads, odd head sizes, tied and
-untied, every scaling), against transformers on the CPU. No published weights beside the default model's were compared."""
+Tiny random checkpoints of every shape that a family comes in (grouped, single and many key heads, odd head sizes, tied
+and untied, every scaling), against transformers on the CPU. Of published weights the default model's were compared."""
 OWN_FORM = "Mistral's own (params.json, consolidated*.safetensors, tekken.json)"
 
 INTRODUCTION = """\
@@ -22,11 +22,11 @@ INTRODUCTION = """\
 
 <!-- Made of src/tabstop/models/catalogue.py; a test keeps it fresh and says how. -->
 
-Every family runs through the same kernels: rows of heads are put into one order when they are read, so positions turn and
-attention runs alike for all. A family's own norm, activation or order of a block is plain torch, on any device.
+Every family runs through the same kernels: rows of heads are put into one order when they are read, so positions turn
+and attention runs alike for all. A family's own norm, activation or order of a block is plain torch, on any device.
 
-All forms are read with bounded memory and strictly: a tensor that is missing, left over, of another shape or type is one
-error with its name. Pickle files are never opened, and code in a checkpoint is never run.
+All forms are read with bounded memory and strictly: a tensor that is missing, left over, of another shape or type is
+one error with its name. Pickle files are never opened, and code in a checkpoint is never run.
 """
 
 

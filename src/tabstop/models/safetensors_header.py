@@ -13,6 +13,7 @@ from typing import Any
 
 from tabstop.checkpoint import PICKLE_SUFFIXES, pickle_message, read_json
 from tabstop.errors import CheckpointError
+from tabstop.models.gguf_header import shown
 from tabstop.quant.encodings import ENCODINGS, Encoding, TensorInfo
 
 MAX_HEADER_BYTES = 100 << 20
@@ -27,18 +28,21 @@ OTHER_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class HeaderEntry:
+    """Where a tensor lies."""
+
     path: Path
     info: TensorInfo
+    offset: int  # from the start of the file
 
 
 def read_headers(folder: Path) -> dict[str, HeaderEntry]:
     """Every tensor of a checkpoint folder. Raises CheckpointError, also for a folder with pickle files only."""
     entries: dict[str, HeaderEntry] = {}
     for path in weight_files(folder):
-        for name, info in _read_header(path).items():
+        for name, entry in _read_header(path).items():
             if name in entries:
                 raise CheckpointError(f"tensor {name} lies in two files: {entries[name].path.name} and {path.name}")
-            entries[name] = HeaderEntry(path, info)
+            entries[name] = entry
     return entries
 
 
@@ -48,6 +52,8 @@ def weight_files(folder: Path) -> list[Path]:
     index_path = folder / f"{'model' if has_usual else 'consolidated'}.safetensors.index.json"
     index = read_json(index_path).get("weight_map")
     if index is not None:
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise CheckpointError(f"{index_path}: weight_map is {shown(index)}; names of files are known")
         names = sorted(set(index.values()))
         for name in names:
             if Path(name).name != name:
@@ -71,7 +77,7 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def _read_header(path: Path) -> dict[str, TensorInfo]:
+def _read_header(path: Path) -> dict[str, HeaderEntry]:
     def damaged(what: str) -> CheckpointError:
         return CheckpointError(f"{path} is damaged or truncated: {what}; download the file again")
 
@@ -86,7 +92,7 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
             raise damaged("its header is no JSON") from None
     if not isinstance(header, dict):
         raise damaged("its header is no JSON object")
-    tensors: dict[str, TensorInfo] = {}
+    tensors: dict[str, HeaderEntry] = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -95,7 +101,7 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
             raise damaged(f"the entry of tensor {name} is invalid")
         if 8 + header_bytes + end > file_bytes:
             raise damaged(f"tensor {name} would end at byte {8 + header_bytes + end} of {file_bytes}")
-        tensors[name] = info
+        tensors[name] = HeaderEntry(path, info, 8 + header_bytes + end - info.num_bytes)
     return tensors
 
 
