@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from tabstop.bench.records import read_jsonl
@@ -141,8 +142,10 @@ def test_the_built_in_trace_is_replayed(tmp_path: Path) -> None:
     assert report.runs[0].summary.tokens.prompt > 30_000 and report.setup.load.mode == "replay"
 
 
-@pytest.mark.parametrize("kind", ["run", "compare"])
-def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "how"), [("run", signal.SIGINT), ("compare", signal.SIGINT), ("run", signal.SIGTERM)])
+def test_an_interrupted_run_keeps_what_was_measured_and_stops_its_servers(
+    tmp_path: Path, kind: str, how: signal.Signals
+) -> None:
     servers = ["--start", golden()] * (1 if kind == "run" else 2)
     command = [sys.executable, "-m", "tabstop.bench", "bench", kind, *servers, "--out", str(tmp_path), "--workers", "1"]
     command += ["--output", "4", "--max-lag", "1"]
@@ -151,9 +154,11 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, kind: str) -> None:
     command += endless if kind == "run" else blocks
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     time.sleep(7)
-    process.send_signal(signal.SIGINT)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(how)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
+    assert len(children) >= 2 and psutil.wait_procs(children, timeout=10)[1] == []
     report = read_report(tmp_path / "report.json")
     assert report.runs[0].is_interrupted and 0 < report.runs[0].summary.num_requests < 2000
 
