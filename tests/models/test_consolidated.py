@@ -135,3 +135,17 @@ def test_what_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
     (own / "params.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cannot read .*params\.json"):
         load(own)
+
+
+def test_a_repository_of_the_hub_may_have_this_form_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = consolidate(write_variant(tmp_path / "hub", VARIANTS["mistral"]))
+    repository = tmp_path / "cache" / "models--owner--own-form"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    own.rename(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    checkpoint = open_checkpoint("owner/own-form", offline=True)
+    assert checkpoint.is_consolidated and checkpoint.eos_token_ids == (2,)
+    assert len(tensor_infos(checkpoint)) == 21

@@ -101,3 +101,10 @@ def test_a_learned_position_table_is_a_hard_limit(tmp_path: Path) -> None:
     assert fit(open_checkpoint(str(folder)), EngineConfig()).max_model_len == 128
     with pytest.raises(ConfigError, match=r"--max-model-len is 129; this model's context allows 1 to 128 tokens"):
         fit(open_checkpoint(str(folder)), EngineConfig(max_model_len=129))
+
+
+def test_surplus_tokens_behind_the_table_do_no_harm(tmp_path: Path) -> None:
+    runner = PagedRunner(load(write_variant(tmp_path, VARIANTS["gpt-bigcode"])))
+    rows = runner.step({0: [5] * 130, 1: [7, 8]})  # 128 positions exist
+    assert torch.isfinite(rows[0]).all()
+    torch.testing.assert_close(rows[1], runner.logits([7, 8]), rtol=0, atol=TOLERANCE)

@@ -52,7 +52,7 @@ def read_model_config(checkpoint: Checkpoint, max_model_len: int | None = None) 
     values = ConfigValues(spelling.common(checkpoint.config), origin, spelling.names)
     hidden_size, num_heads = values.integer("hidden_size"), values.integer("num_attention_heads")
     head_dim = _head_dim(values, hidden_size, num_heads)
-    num_kv_heads = values.integer("num_key_value_heads", num_heads)
+    num_kv_heads = _num_kv_heads(values, spelling, num_heads)
     if num_heads % num_kv_heads:
         raise values.refuse("num_key_value_heads", f"a divisor of num_attention_heads ({num_heads})")
     rope, longest = _rope(values, spelling, head_dim, max_model_len)
@@ -73,6 +73,12 @@ def read_model_config(checkpoint: Checkpoint, max_model_len: int | None = None) 
         quantization="gguf" if checkpoint.gguf else _quantization(values),
         values=values,
     )
+
+
+def _num_kv_heads(values: ConfigValues, spelling: Spelling, num_heads: int) -> int:
+    if "multi_query" in spelling.defaults:
+        return 1 if values.boolean("multi_query", True) else num_heads
+    return values.integer("num_key_value_heads", num_heads)
 
 
 def _usual_intermediate_size(spelling: Spelling, hidden_size: int) -> int | None:

@@ -19,12 +19,16 @@ IGNORED = {r"transformer\.h\.\d+\.attn\.(masked_)?bias": "the causal mask"}
 
 
 class LearnedPositionsDecoder(Decoder):
-    """The embedding of a token's position is added to its own. The family fills `positions`."""
+    """The embedding of a token's position is added to its own. The family fills `positions`.
+
+    Positions behind the table belong to tokens that nobody will see (a finished row's surplus, a measured step).
+    """
 
     positions: Embedding
 
     def embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        vectors: torch.Tensor = self.embedding(ids) + self.positions(positions)
+        last = self.positions.part.shape[0] - 1
+        vectors: torch.Tensor = self.embedding(ids) + self.positions(positions.clamp(max=last))
         return vectors
 
 
@@ -60,15 +64,14 @@ def gpt_bigcode(config: ModelConfig, shard: Shard) -> Decoder:
 
 
 def _attention(config: ModelConfig) -> AttentionConfig:
-    multi_query = config.values.boolean("multi_query", True)
     return AttentionConfig(
         config.hidden_size,
         config.num_heads,
-        1 if multi_query else config.num_heads,
+        config.num_kv_heads,
         config.head_dim,
         qkv_bias=True,
         out_bias=True,
         rotary_dim=0,
-        projections=stacked("c_attn") if multi_query else head_by_head("c_attn"),
+        projections=stacked("c_attn") if config.num_kv_heads == 1 else head_by_head("c_attn"),
         out_name="c_proj",
     )
