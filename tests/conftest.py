@@ -7,9 +7,15 @@ Triton's interpreter where there is no card, which must be chosen before the fir
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 from hypothesis import Phase, settings
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Shells start background jobs so, and children would inherit it: then no test could press Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
