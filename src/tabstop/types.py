@@ -18,7 +18,7 @@ RequestId = tuple[int, int]
 
 
 class Priority(enum.IntEnum):
-    """Scheduling class; lower runs first. A key's ceiling (api/) may lower a request's class, nothing raises it."""
+    """Scheduling class; lower runs first."""
 
     INTERACTIVE = 0
     NORMAL = 1
@@ -59,7 +59,7 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
     """When a sample ends, as far as token ids and time decide it."""
 
     max_tokens: int
-    min_tokens: int = 0  # stop tokens do not end a sample before that many
+    min_tokens: int = 0  # that many tokens come before a stop token may end a sample
     stop_sets: tuple[str, ...] = ("eos",)  # names of the stop sets given to the engine at start-up
     stop_token_ids: tuple[int, ...] = ()  # the request's own, beside the sets
     deadline_ms: int | None = None  # remaining when sent

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tabstop import grammar
+from tabstop.engine.core import MIN_DEADLINES
 from tabstop.types import (
     Abort,
     CachePolicy,
@@ -120,6 +121,19 @@ def test_the_same_prompt_again_computes_almost_nothing(extra):
     assert driver.tokens[key, 0] == expected_output(prompt + extra, 4, GREEDY)
 
 
+def test_a_prompt_that_is_still_answered_is_shared_to_its_last_token():
+    core = make_core(num_blocks=64, block_size=16, max_num_batched_tokens=512, max_model_len=1024)
+    driver = Driver(core)
+    prompt = [(n * n) % VOCAB for n in range(45)]
+    driver.add(prompt, 30)
+    for _ in range(3):
+        driver.step()
+    key = driver.add(prompt, 4)
+    driver.run()
+    assert driver.deltas[key, 0].num_cached_tokens == 44
+    assert driver.tokens[key, 0] == expected_output(prompt, 4, GREEDY)
+
+
 def test_scopes_never_share():
     core = make_core(block_size=4, num_blocks=64)
     driver = Driver(core)
@@ -179,6 +193,23 @@ def test_a_deadline_ends_a_request_with_what_it_has():
     key = driver.add([1, 2], 50, limits=Limits(50, stop_sets=(), deadline_ms=65))
     driver.run()
     assert driver.finish[key, 0] is FinishReason.DEADLINE and 0 < len(driver.tokens[key, 0]) < 50
+
+
+def test_deadlines_of_ended_requests_are_forgotten():
+    core = make_core()
+    driver = Driver(core)
+    for _ in range(3 * MIN_DEADLINES):
+        driver.add([1, 2], limits=Limits(1, stop_sets=(), deadline_ms=10**9))
+        driver.run()
+    assert len(core._deadlines) <= MIN_DEADLINES + 2
+
+
+@pytest.mark.parametrize("min_tokens", [0, 1, 3])
+def test_min_tokens_come_before_the_stop_token(min_tokens):
+    driver = Driver(make_core())
+    key = driver.add([1, 2], limits=Limits(9, min_tokens, stop_sets=(), stop_token_ids=tuple(range(VOCAB))))
+    driver.run()
+    assert len(driver.tokens[key, 0]) == min_tokens + 1 and driver.finish[key, 0] is FinishReason.STOP
 
 
 def test_min_tokens_passes_stop_tokens():

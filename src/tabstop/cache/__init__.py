@@ -1,4 +1,4 @@
-"""KV memory: who owns which block (blocks.py), which blocks a prompt can reuse (prefix.py), how many fit (sizing.py).
+"""KV memory: who owns which block and which blocks a prompt can reuse (blocks.py), how many fit (sizing.py).
 
 This folder knows block numbers and token ids, not tensors: the tensors' layout belongs to the attention backend, which
 allocates them and copies blocks (attention/__init__.py).

@@ -37,6 +37,9 @@ from tabstop.types import (
     unpack_ids,
 )
 
+MIN_DEADLINES = 64
+"""Deadlines of ended requests are forgotten once there are more than that, and more than open requests."""
+
 
 class Launched(Protocol):
     """A step on its way through the workers."""
@@ -122,7 +125,7 @@ class EngineCore:
         first = requests[0]
         self._requests[submit.request_id] = requests
         if first.deadline is not None:
-            heapq.heappush(self._deadlines, (first.deadline, first.arrival, submit.request_id))
+            self._remember_deadline(first.deadline, first)
         if submit.constraints:
             for request in requests:
                 request.stage = Stage.COMPILING
@@ -207,6 +210,12 @@ class EngineCore:
             future = self._compiling.pop(request.request_id, None)
             if future is not None:
                 future.cancel()
+
+    def _remember_deadline(self, deadline: float, request: Request) -> None:
+        heapq.heappush(self._deadlines, (deadline, request.arrival, request.request_id))
+        if len(self._deadlines) > 2 * len(self._requests) + MIN_DEADLINES:  # mostly of requests that ended in time
+            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._requests]
+            heapq.heapify(self._deadlines)
 
     def _expire(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:

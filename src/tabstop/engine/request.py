@@ -81,7 +81,7 @@ class Request:
 
     def finish_reason(self, token_id: int) -> FinishReason | None:
         """Whether the token just appended ends the sample, by ids and counts alone."""
-        if token_id in self.stop_ids and self.num_output_tokens >= self.limits.min_tokens:
+        if token_id in self.stop_ids and self.num_output_tokens > self.limits.min_tokens:
             return FinishReason.STOP
         if self.num_output_tokens >= self.limits.max_tokens:
             return FinishReason.LENGTH

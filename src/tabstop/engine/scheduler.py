@@ -114,7 +114,8 @@ class Scheduler:
         request.num_computed, request.last_step = end, self.step
         request.num_settled = start
         request.num_in_flight += sample
-        self._publish(request, min(end, request.num_prompt_tokens))
+        if start < request.num_prompt_tokens:  # once: a block counts as written by the step that published it last
+            self._publish(request, min(end, request.num_prompt_tokens))
         return end - start
 
     def _grow(self, plan: StepPlan, request: Request, num_tokens: int) -> bool:
