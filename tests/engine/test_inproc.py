@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
 
 from tabstop.engine.inproc import InprocClient
-from tabstop.errors import EngineDeadError
+from tabstop.errors import EngineDeadError, InputError
 from tabstop.types import FinishReason, Limits, Sampling, Submit, pack_ids
 from tests.engine.simulated import expected_output, make_core
 
@@ -47,6 +48,23 @@ async def test_leaving_a_stream_aborts_its_request(client, monkeypatch):
     while client.core.num_requests:
         await asyncio.sleep(0.001)
     assert client.core.stats().finished[FinishReason.ABORT] == 3 and client.stats.ledger.used == 0
+    assert client._streams == {}
+
+
+async def test_commands_run_on_the_engines_thread_and_wake_it(client):
+    assert await client.command("warm", {"token_ids": [1, 2, 3]}) == 3
+    while client.core.num_requests:
+        await asyncio.sleep(0.001)
+    assert client.core.workers.num_computed_tokens == 3
+    with pytest.raises(InputError):
+        await client.command("no such command")
+
+
+async def test_a_closed_engine_refuses_commands():
+    client = InprocClient(make_core())
+    client.close()
+    with pytest.raises(EngineDeadError):
+        await client.command("stats")
 
 
 async def test_a_closed_engine_ends_open_streams_and_refuses_new_ones():
@@ -57,6 +75,26 @@ async def test_a_closed_engine_ends_open_streams_and_refuses_new_ones():
     assert deltas[-1].finish is FinishReason.ERROR and deltas[-1].failure.code == "engine_dead"
     with pytest.raises(EngineDeadError):
         client.submit(submit(client, [1], 4))
+
+
+async def test_a_failing_step_reaches_commands_that_wait():
+    core, may_fail = make_core(), threading.Event()
+
+    def explode(plan):
+        may_fail.wait()
+        raise RuntimeError("device lost")
+
+    core.workers.launch = explode
+    client = InprocClient(core)
+    stream = client.submit(submit(client, [1], 4))
+    while not core.num_requests:
+        await asyncio.sleep(0.001)  # until the engine's thread has begun its step
+    waiting = asyncio.create_task(client.command("stats"))
+    await asyncio.sleep(0)
+    may_fail.set()
+    with pytest.raises(EngineDeadError):
+        await waiting
+    assert [delta.finish async for delta in stream] == [FinishReason.ERROR]
 
 
 async def test_a_failing_step_reaches_every_reader():

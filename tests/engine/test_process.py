@@ -212,6 +212,8 @@ async def test_commands_answer_or_say_what_is_wrong(folder: Path) -> None:
             await c.command("warm", {"token_ids": "abc"})
         with pytest.raises(InputError, match="between 0 and 511"):
             await c.command("warm", {"token_ids": [1, 999]})
+        with pytest.raises(InputError, match="must be 1 to"):
+            await c.command("warm", {"token_ids": []})
         with pytest.raises(NotSupportedError):
             await c.command("pin")
         assert await c.command("warm", {"token_ids": [1, 2]}) == 2

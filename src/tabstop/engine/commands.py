@@ -51,6 +51,8 @@ def warm(core: Core, arguments: Mapping[str, Any], now: float) -> int:
     ids = get_argument(arguments, "token_ids", list[int])
     if not all(0 <= token_id < core.info.vocab_size for token_id in ids):
         raise InputError(f"token_ids must lie between 0 and {core.info.vocab_size - 1}", param="token_ids")
+    if not 0 < len(ids) <= core.info.max_model_len:  # nobody reads the request's own refusal
+        raise InputError(f"token_ids must be 1 to {core.info.max_model_len}, not {len(ids)}", param="token_ids")
     scope = get_argument({"scope": "", **arguments}, "scope", str)
     submit = Submit(
         request_id=(ENGINE_ITSELF, next(_own_counter)),

@@ -12,13 +12,14 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from tabstop.engine.commands import run_command
 from tabstop.engine.core import EngineCore
 from tabstop.engine.delivery import DeltaStream
-from tabstop.errors import EngineDeadError
+from tabstop.errors import EngineDeadError, TabstopError
 from tabstop.types import (
     Abort,
     Command,
@@ -42,7 +43,8 @@ class InprocClient:
         core.wake = self._wake
         self._counter = itertools.count()
         self._inbox: list[Callable[[], object]] = []  # to run on the engine's thread
-        self._streams: dict[RequestId, tuple[asyncio.AbstractEventLoop, DeltaStream]] = {}
+        self._streams: dict[RequestId, tuple[asyncio.AbstractEventLoop, DeltaStream]] = {}  # those not left or ended
+        self._replies: set[Future[Any]] = set()  # of commands not answered yet
         self._changed = threading.Condition()
         self._is_closed = False
         self._failure: BaseException | None = None
@@ -61,18 +63,33 @@ class InprocClient:
         return (0, next(self._counter))
 
     def submit(self, submit: Submit) -> AsyncIterator[Delta]:
-        stream = DeltaStream(submit.request_id, submit.num_samples, lambda stream: self.abort(stream.request_id))
-        self._post(partial(self._add, submit, asyncio.get_running_loop(), stream))
+        stream = DeltaStream(submit.request_id, submit.num_samples, self._leave)
+        self._streams[submit.request_id] = (asyncio.get_running_loop(), stream)
+        try:
+            self._post(lambda: self.core.add(submit, time.monotonic()))
+        except EngineDeadError:
+            del self._streams[submit.request_id]
+            raise
         return stream
+
+    def _leave(self, stream: DeltaStream) -> None:
+        """A reader closed its stream early."""
+        self._streams.pop(stream.request_id, None)
+        self.abort(stream.request_id)
 
     def abort(
         self, request_id: RequestId, samples: tuple[int, ...] | None = None, reason: FinishReason = FinishReason.ABORT
     ) -> None:
         if not (self._is_closed or self._failure):
-            self._post(partial(self.core.abort, Abort(request_id, samples, reason)))
+            with contextlib.suppress(EngineDeadError):  # it stopped just now
+                self._post(partial(self.core.abort, Abort(request_id, samples, reason)))
 
     async def command(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
-        return run_command(self.core, Command(0, name, arguments or {}), time.monotonic())
+        reply: Future[Any] = Future()
+        self._replies.add(reply)
+        reply.add_done_callback(self._replies.discard)
+        self._post(partial(self._run_command, Command(0, name, arguments or {}), reply))
+        return await asyncio.wrap_future(reply)
 
     def close(self) -> None:
         """Ends open requests and stops the thread."""
@@ -119,17 +136,23 @@ class InprocClient:
         if pending:
             pending.wait()
 
-    def _add(self, submit: Submit, loop: asyncio.AbstractEventLoop, stream: DeltaStream) -> None:
-        self._streams[submit.request_id] = (loop, stream)
-        self.core.add(submit, time.monotonic())
+    def _run_command(self, command: Command, reply: Future[Any]) -> None:
+        if not reply.set_running_or_notify_cancel():
+            return  # nobody waits any more
+        try:
+            reply.set_result(run_command(self.core, command, time.monotonic()))
+        except Exception as error:
+            reply.set_exception(error)
+            if not isinstance(error, TabstopError):
+                raise  # our bug: the engine's state is unknown
 
     def _deliver(self, deltas: list[Delta]) -> None:
         by_request: dict[RequestId, list[Delta]] = {}
         for delta in deltas:
             by_request.setdefault(delta.request_id, []).append(delta)
         for request_id, own in by_request.items():
-            if request_id in self._streams:  # not a command's own request
-                loop, stream = self._streams[request_id]
+            if entry := self._streams.get(request_id):  # not left, and not a command's own request
+                loop, stream = entry
                 _call(loop, self._put, stream, own)
 
     def _put(self, stream: DeltaStream, deltas: list[Delta]) -> None:
@@ -140,13 +163,14 @@ class InprocClient:
             self._streams.pop(stream.request_id, None)
 
     def _fail_all(self, message: str) -> None:
-        with self._changed:
-            inbox, self._inbox = self._inbox, []
-        for action in inbox:
-            action()
+        with self._changed:  # from now on nothing is posted; what was, never runs
+            self._is_closed, self._inbox = True, []
         failure = EngineFailure(EngineDeadError.code, message)
         for loop, stream in list(self._streams.values()):
             _call(loop, stream.fail, failure)
+        for reply in list(self._replies):
+            if reply.set_running_or_notify_cancel():
+                reply.set_exception(EngineDeadError(message))
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:
