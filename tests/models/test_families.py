@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tabstop.cache.sizing import choose_max_model_len
 from tabstop.checkpoint import open_checkpoint
 from tabstop.config import EngineConfig
 from tabstop.errors import ConfigError
-from tabstop.fit import fit
 from tabstop.models.config import read_model_config
 from tests.models.families import LONG_PHI, VARIANTS, VOCAB_SIZE, YARN, Variant, longrope, sizes, write_variant
 from tests.models.oracle import load, oracle_logits
@@ -97,10 +97,10 @@ def test_yarn_stretches_the_context(tmp_path: Path) -> None:
 
 
 def test_a_learned_position_table_is_a_hard_limit(tmp_path: Path) -> None:
-    folder = write_variant(tmp_path, VARIANTS["gpt-bigcode"])
-    assert fit(open_checkpoint(str(folder)), EngineConfig()).max_model_len == 128
+    limit = longest(write_variant(tmp_path, VARIANTS["gpt-bigcode"]))
+    assert choose_max_model_len(EngineConfig(), limit) == 128
     with pytest.raises(ConfigError, match=r"--max-model-len is 129; this model's context allows 1 to 128 tokens"):
-        fit(open_checkpoint(str(folder)), EngineConfig(max_model_len=129))
+        choose_max_model_len(EngineConfig(max_model_len=129), limit)
 
 
 def test_surplus_tokens_behind_the_table_do_no_harm(tmp_path: Path) -> None:
