@@ -182,6 +182,8 @@ def test_strange_texts_are_text(client: httpx.Client) -> None:
 def test_compressed_bodies_are_refused(client: httpx.Client) -> None:
     response = client.post("/v1/completions", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
     assert "compressed" in error_of(response, 400)["message"]
+    for plain in ("identity", "Identity", ""):
+        assert client.post("/v1/completions", content=b"{}", headers={"content-encoding": plain}).status_code == 200
 
 
 def test_context_length_errors_name_the_limit(client: httpx.Client) -> None:
@@ -303,6 +305,8 @@ def test_names(locked: Running) -> None:
         ({"origin": "vscode-webview://abc"}, 200),
         ({"origin": "https://evil.example.com"}, 403),
         ({"origin": "null"}, 403),
+        ({"host": "["}, 403),
+        ({"origin": "http://["}, 403),
     ],
 )
 def test_foreign_web_pages_get_nothing_from_a_server_without_a_key(

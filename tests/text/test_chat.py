@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,6 +110,17 @@ def test_a_template_may_refuse() -> None:
     assert caught.value.param == "messages"
     with pytest.raises(InputError, match="refuses"):
         ChatTemplate("{{ messages[0].content + 1 }}").render(Conversation([user("a")]))
+    for source in ("{% for i in range(10 ** 9) %}x{% endfor %}", "{{ 1 // 0 }}"):
+        with pytest.raises(InputError, match="refuses"):
+            ChatTemplate(source).render(Conversation([user("a")]))
+
+
+def test_deep_messages_are_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(900):
+        deep = {"a": deep}
+    with pytest.raises(InputError, match="nested too deeply"):
+        CHATML.encode(TINY, Conversation([user("a") | {"tool_calls": [deep]}]))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if request.headers.get("content-encoding", "").lower() not in ("", "identity"):
         raise InputError("compressed bodies are not read; send plain JSON")
     chunks, size = [], 0
     try:

@@ -127,7 +127,10 @@ def _keys(headers: Headers) -> list[str]:
 
 def _is_local(host: str | None) -> bool:
     """False for a public name: a web page may have pointed it at this machine (DNS rebinding)."""
-    name = urlsplit(f"//{host or ''}").hostname or ""
+    try:
+        name = urlsplit(f"//{host or ''}").hostname or ""
+    except ValueError:  # "[" without "]"
+        return False
     try:
         ipaddress.ip_address(name)
         return True
@@ -139,5 +142,8 @@ def _is_own_origin(origin: str | None) -> bool:
     """False for pages of other sites; editors' own schemes and local pages pass."""
     if origin is None:
         return True
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
     return bool(parts.scheme) and (parts.scheme not in ("http", "https") or _is_local(parts.netloc))

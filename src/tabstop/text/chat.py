@@ -27,6 +27,17 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 """Unicode's noncharacters: they mean nothing in any text, so one that the messages lack can mark places in them."""
 
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What rendering may raise: a refusal of the template, messages that it cannot digest, a limit of the sandbox."""
+
 Message = Mapping[str, Any]
 """`role` (one of ROLES) and `content` (text), and what else templates read: name, tool_call_id, tool_calls."""
 
@@ -58,11 +69,14 @@ class ChatTemplate:
 
     def encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
         """The prompt's ids; control tokens come from the template alone. The template writes BOS, if any."""
-        marks = [mark for mark in MARKS if not _holds(conversation.messages, mark)]
-        if len(marks) < 2:
-            raise InputError("messages use Unicode's noncharacters U+FDD0 to U+FDEF; remove them", param="messages")
-        mark, end_mark = marks[:2]
-        messages = [_marked(message, tokenizer, mark) for message in conversation.messages]
+        try:
+            marks = [mark for mark in MARKS if not _holds(conversation.messages, mark)]
+            if len(marks) < 2:
+                raise InputError("messages use Unicode's noncharacters U+FDD0 to U+FDEF; remove them", param="messages")
+            mark, end_mark = marks[:2]
+            messages = [_marked(message, tokenizer, mark) for message in conversation.messages]
+        except RecursionError:
+            raise InputError("messages are nested too deeply", param="messages") from None
         if conversation.continue_final_message:
             messages[-1] = messages[-1] | {"content": messages[-1]["content"] + end_mark}
         text = self._render(messages, conversation)
@@ -79,7 +93,7 @@ class ChatTemplate:
         generate = conversation.add_generation_prompt and not conversation.continue_final_message
         try:
             return self._template.render(variables, add_generation_prompt=generate)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        except TEMPLATE_ERRORS as error:
             reason = error.message if isinstance(error, jinja2.TemplateError) else type(error).__name__
             raise InputError(f"this model's chat template refuses these messages: {reason}", param="messages") from None
 
