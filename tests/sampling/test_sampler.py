@@ -111,3 +111,12 @@ def test_the_largest_random_number_stays_inside_the_allowed_tokens(monkeypatch):
     logits = torch.zeros(1, VOCAB)
     logits[0, 30:] = -torch.inf
     assert sample_rows(logits, [Sampling(temperature=1)], np.zeros(1, np.int64))[0] == 29
+
+
+def test_a_row_without_a_distribution_still_draws_from_the_vocabulary():
+    """What overflowed, or a mask that allows nothing: the token is fed to the model, so it must be one."""
+    logits = torch.zeros(3, VOCAB)
+    logits[0], logits[1] = torch.nan, -torch.inf
+    logits[2, 5] = 100
+    drawn = sample_rows(logits, [Sampling(temperature=1, seed=1)] * 3, np.zeros(3, np.int64))
+    assert drawn.min() >= 0 and drawn.max() < VOCAB and drawn[2] == 5

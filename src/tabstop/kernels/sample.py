@@ -17,7 +17,8 @@ BELOW_ONE = 1 - 2**-24
 def draw(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """logits float32 [N, vocab], temperature (0: the likeliest) and uniform in [0, 1) float32 [N] → int64 [N].
 
-    Forbidden tokens have logits of -inf; each row must have another. Of equal logits the first is the likeliest.
+    Forbidden tokens have logits of -inf; each row must have another. Of equal logits the first is the likeliest. A row
+    that holds no distribution (NaN) draws any token, but one of the vocabulary: a table will be indexed with it.
     """
     function = draw_triton if logits.is_cuda else draw_torch
     return function(logits, temperature, uniform)
@@ -27,8 +28,9 @@ def draw_torch(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.T
     scale = torch.where(temperature > 0, temperature, 1).double()[:, None]
     cumulative = (logits.double() / scale).softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
-    threshold = (uniform.double()[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
-    drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    threshold = uniform.double()[:, None] * total
+    threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))  # rounding must not pass the last token
+    drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
     return torch.where(temperature > 0, drawn, logits.argmax(-1))
 
 

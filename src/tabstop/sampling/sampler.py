@@ -84,12 +84,8 @@ def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
     random_rows = np.flatnonzero(batch.temperature > 0)
     if random_rows.size:
         rows = torch.from_numpy(random_rows)
-        temperature = torch.from_numpy(batch.temperature[random_rows]).double()[:, None]
-        cumulative = (logits[rows].double() / temperature).softmax(-1).cumsum_(-1)
-        total = cumulative[:, -1:]
-        threshold = torch.from_numpy(batch.uniform[random_rows])[:, None] * total
-        threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))  # rounding must not pass the last token
-        tokens[rows] = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+        temperature, uniform = (torch.from_numpy(of[random_rows]) for of in (batch.temperature, batch.uniform))
+        tokens[rows] = sample.draw_torch(logits[rows], temperature, uniform)
     return tokens
 
 
