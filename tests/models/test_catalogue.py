@@ -32,7 +32,7 @@ def test_every_architecture_is_compared_with_the_oracle() -> None:
     compared = {
         MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.for_model(each.name))].__name__ for each in VARIANTS.values()
     }
-    assert compared == set(FAMILIES)
+    assert compared | {"ChatGLMModel"} == set(FAMILIES)  # its code is not in transformers: tests/models/test_chatglm.py
 
 
 def test_the_page_is_fresh() -> None:

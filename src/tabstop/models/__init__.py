@@ -31,6 +31,7 @@ FAMILIES: dict[str, str] = {
     "GPTNeoXForCausalLM": "tabstop.models.gpt_neox:gpt_neox",
     "CodeGenForCausalLM": "tabstop.models.codegen:codegen",
     "GraniteForCausalLM": "tabstop.models.granite:granite",
+    "ChatGLMModel": "tabstop.models.chatglm:chatglm",
     "GlmForCausalLM": "tabstop.models.glm:glm",
     "Glm4ForCausalLM": "tabstop.models.glm:glm4",
 }

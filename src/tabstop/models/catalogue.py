@@ -137,8 +137,8 @@ CATALOGUE: tuple[CatalogueRow, ...] = (
     ),
     _row(
         "GLM-4",
-        "GLM-4 9B, GLM-4-0414; CodeGeeX4 from GGUF files",
-        "GlmForCausalLM Glm4ForCausalLM",
+        "CodeGeeX4, GLM-4 9B, GLM-4-0414",
+        "ChatGLMModel GlmForCausalLM Glm4ForCausalLM",
         "neighbours turn in half of each head; gate and up are one matrix; from 0414 on four norms a block",
     ),
 )

@@ -91,7 +91,7 @@ def read_rope(values: ConfigValues, request: RopeRequest) -> tuple[RopeConfig, i
         raise values.refuse(key, "an object with rope_type")
     inner = ConfigValues(nested, f"{values.origin}, {key}")
     rotary_dim = _rotary_dim(values, inner, request)
-    theta = inner.number("rope_theta", values.number("rope_theta", 10000.0))
+    theta = inner.number("rope_theta", values.number("rope_theta", 10000.0 * values.number("rope_ratio", 1.0)))
     kind = inner.values.get("rope_type", inner.values.get("type", "default"))
     if kind == "dynamic":
         return _dynamic(theta, inner, rotary_dim, request)

@@ -50,6 +50,17 @@ _GLM = {
     "attention_bias": True,
 }
 
+_CHATGLM_NAMES = {
+    "vocab_size": "padded_vocab_size",
+    "num_hidden_layers": "num_layers",
+    "intermediate_size": "ffn_hidden_size",
+    "head_dim": "kv_channels",
+    "num_key_value_heads": "multi_query_group_num",
+    "norm_eps": "layernorm_epsilon",
+    "max_position_embeddings": "seq_length",
+    "attention_bias": "add_qkv_bias",
+}
+
 COMMON = Spelling(_RMS)
 
 SPELLINGS: dict[str, Spelling] = {
@@ -119,6 +130,7 @@ SPELLINGS: dict[str, Spelling] = {
         _LAYER | {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"},
         {"norm_eps": 1e-5, "hidden_act": "gelu", "partial_rotary_factor": 0.25},
     ),
+    "ChatGLMModel": Spelling(_CHATGLM_NAMES, {"norm_eps": 1e-5, "partial_rotary_factor": 0.5, "attention_bias": False}),
     "GlmForCausalLM": Spelling(_RMS, _GLM),
     "Glm4ForCausalLM": Spelling(_RMS, _GLM),
 }

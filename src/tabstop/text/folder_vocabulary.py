@@ -8,7 +8,7 @@ from typing import Any
 
 from tabstop.checkpoint import Checkpoint, read_json
 from tabstop.errors import CheckpointError
-from tabstop.text import sentencepiece, tekken
+from tabstop.text import sentencepiece, tekken, tiktoken
 
 
 def read_definition(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -23,8 +23,10 @@ def read_definition(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, A
     if (folder / "tekken.json").is_file():
         return tekken.tokenizer_json(_read(folder / "tekken.json")), tekken.SETTINGS | settings
     for path in sorted(folder.glob("tokenizer.model*")):
-        added = read_json(folder / "added_tokens.json")
-        definition = sentencepiece.tokenizer_json(path.read_bytes(), settings, added)
+        data, added = path.read_bytes(), read_json(folder / "added_tokens.json")
+        if tiktoken.LINES.fullmatch(data):
+            return tiktoken.tokenizer_json(data, settings), settings
+        definition = sentencepiece.tokenizer_json(data, settings, added)
         return definition, {"bos_token": "<s>", "add_bos_token": True} | settings
     raise CheckpointError(
         f"{folder} has no tokenizer.json (nor tekken.json or tokenizer.model); save one there with transformers "

@@ -40,6 +40,8 @@ def tokenizer_json(tekken: Mapping[str, Any]) -> Json:
     flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    model = ranked_model(tokens, len(special))
+    model["vocab"] |= {token: index for index, token in enumerate(special)}
     return {
         "version": "1.0",
         "truncation": None,
@@ -49,7 +51,7 @@ def tokenizer_json(tekken: Mapping[str, Any]) -> Json:
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": None,
         "decoder": byte_level,
-        "model": _model(tokens, special),
+        "model": model,
     }
 
 
@@ -61,9 +63,8 @@ def _special_tokens(entries: list[Mapping[str, Any]] | None, count: int) -> list
     return [named.get(index, f"<SPECIAL_{index}>") for index in range(count)]
 
 
-def _model(tokens: list[bytes], special: list[str]) -> Json:
-    vocabulary = {token: index for index, token in enumerate(special)}
-    vocabulary |= {spelled(token): index for index, token in enumerate(tokens, len(special))}
+def ranked_model(tokens: list[bytes], first_id: int) -> Json:
+    """The model of a tokenizer.json: token number n has the id first_id + n, and n is its rank."""
     return {
         "type": "BPE",
         "dropout": None,
@@ -73,7 +74,7 @@ def _model(tokens: list[bytes], special: list[str]) -> Json:
         "fuse_unk": False,
         "byte_fallback": False,
         "ignore_merges": True,  # a piece that is a token is that token
-        "vocab": vocabulary,
+        "vocab": {spelled(token): index for index, token in enumerate(tokens, first_id)},
         "merges": merges_of(tokens),
     }
 
