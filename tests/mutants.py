@@ -126,8 +126,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "GGUF q/k not unpermuted",
         "src/tabstop/models/gguf_source.py",
-        "order = row_order(self._header, read.name)",
-        "order = None",
+        "order, rows = row_order(self._header, read.name), read.slices[0]",
+        "order, rows = None, read.slices[0]",
         ("tests/models/test_gguf.py::test_rotary_rows_and_biases_come_in_the_hub_s_order",),
     ),
 )
