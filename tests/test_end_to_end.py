@@ -153,8 +153,8 @@ def test_the_same_prompt_again_computes_at_most_a_block(client):
 
 
 def test_errors_have_the_clients_classes(client):
-    with pytest.raises(openai.BadRequestError, match="suffix"):
-        client.completions.create(prompt="x", suffix="y", **GREEDY)
+    with pytest.raises(openai.BadRequestError, match="logit_bias"):
+        client.completions.create(prompt="x", logit_bias={"1": 2}, **GREEDY)
     with pytest.raises(openai.BadRequestError, match="context"):
         client.completions.create(prompt="x", **GREEDY | {"max_tokens": 10_000})
     with pytest.raises(openai.NotFoundError):

@@ -17,6 +17,8 @@ from tabstop.call import Call, Summary, TextDelta, Usage
 from tabstop.engine.client import EngineClient
 from tabstop.errors import DeadlineError, InternalError, TabstopError, UnavailableError, from_code
 from tabstop.text.detokenizer import Detokenizer, StopStrings
+from tabstop.text.fim import FillReport
+from tabstop.text.shaping import Shape, Shaper
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.types import Delta, FinishReason, Submit
 
@@ -37,6 +39,19 @@ class Observer(Protocol):
     def on_end(self, summary: Summary) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt's ids, and what reading its answer needs."""
+
+    ids: list[int]
+    echo: str = ""  # goes before the text
+    fill: FillReport | None = None  # of a hole
+    healed: bytes = b""  # the answer begins with these bytes, which the client has already
+    stop_strings: tuple[str, ...] = ()  # beside the call's
+    overlap: str = ""  # a stop string, too: the start of the suffix
+    crlf: bool = False
+
+
 @dataclass(slots=True, eq=False)
 class _Request:
     """One prompt of the call."""
@@ -45,6 +60,8 @@ class _Request:
     submit: Submit
     first_index: int  # the choice of its sample 0
     num_open: int  # samples not ended
+    prompt: EncodedPrompt
+    max_tokens: int | None  # where the engine was given more, for those that are skipped
     num_cached_tokens: int = 0
 
 
@@ -55,22 +72,52 @@ class _Sample:
     request: _Request
     detokenizer: Detokenizer
     echo: str  # goes before its first text
+    shaper: Shaper
     last_time: float | None = None  # of its last tokens
+    num_shown: int = 0  # tokens that are not skipped
+    is_overlap: bool = False  # ended because it repeated the suffix
 
     def read(self, delta: Delta, index: int) -> TextDelta:
-        """The text of an engine delta, cut at the first stop string."""
+        """The text of an engine delta, cut at the first stop string, as it goes out."""
+        delta, num_skipped = self._limited(delta)
+        text = self._cut(delta, index)
+        text.text = self.shaper.feed(text.text)
+        if self.shaper.is_done and text.finish is not FinishReason.STOP:
+            text.finish, text.stop_reason = FinishReason.LENGTH, None
+        text.text, self.echo = self.echo + text.text, ""
+        text.token_ids = text.token_ids[num_skipped:]
+        if text.finish is not None:
+            text.fill = self.request.prompt.fill
+        return text
+
+    def _limited(self, delta: Delta) -> tuple[Delta, int]:
+        """The delta without tokens beyond the client's limit, and how many of its tokens are skipped."""
+        ids, most = delta.token_ids, self.request.max_tokens
+        num_skipped = self.detokenizer.count_skipped(ids)
+        if most is not None and self.num_shown + len(ids) - num_skipped >= most:
+            left = num_skipped + most - self.num_shown
+            is_whole = len(ids) <= left
+            finish = delta.finish if is_whole and delta.finish is not None else FinishReason.LENGTH
+            stop_id = delta.stop_token_id if is_whole else None
+            delta = Delta(delta.request_id, delta.sample, ids[:left], finish, stop_id, delta.num_cached_tokens)
+        self.num_shown += len(delta.token_ids) - num_skipped
+        return delta, num_skipped
+
+    def _cut(self, delta: Delta, index: int) -> TextDelta:
         text_ids = delta.token_ids if delta.stop_token_id is None else delta.token_ids[:-1]
         num_before = self.detokenizer.num_tokens
-        text, self.echo = self.echo + self.detokenizer.feed(text_ids), ""
+        text = self.detokenizer.feed(text_ids)
         if delta.finish is not None:
             text += self.detokenizer.finish()
         stop_string = self.detokenizer.stop_string
         if stop_string is None:
             named = self.request.submit.limits.stop_token_ids  # an end token of the model is no reason worth naming
             reason = delta.stop_token_id if delta.stop_token_id in named else None
-            return TextDelta(index, text, delta.token_ids, delta.finish, reason)
+            return TextDelta(index, text, list(delta.token_ids), delta.finish, reason)
         kept = text_ids[: self.detokenizer.num_tokens - num_before]
-        return TextDelta(index, text, kept, FinishReason.STOP, stop_string)
+        self.is_overlap = stop_string == self.request.prompt.overlap
+        is_ours = self.is_overlap or stop_string in self.request.prompt.stop_strings
+        return TextDelta(index, text, kept, FinishReason.STOP, None if is_ours else stop_string)
 
 
 class Answer:
@@ -83,7 +130,7 @@ class Answer:
         self.call = call
         self.usage = Usage()
         self.submits: list[Submit] = []  # one for each prompt
-        self.summary = Summary(model, call.request_id, self.usage)
+        self.summary = Summary(model, call.request_id, self.usage, client=call.client)
         self._tokenizer = tokenizer
         self._observer = observer
         self._on_close = on_close
@@ -106,25 +153,40 @@ class Answer:
 
     # ---- the service's side
 
-    def open(self, engine: EngineClient, submit: Submit, num_prompt_tokens: int, echo: str) -> None:
-        """Sends one prompt's request and reads its deltas from now on; `echo` goes before the text of its samples.
+    def open(self, engine: EngineClient, submit: Submit, prompt: EncodedPrompt, max_tokens: int) -> None:
+        """Sends one prompt's request and reads its deltas from now on. `max_tokens`: of the text that is shown.
 
         Raises EngineDeadError.
         """
-        request = _Request(engine, submit, len(self._tasks) * submit.num_samples, submit.num_samples)
+        first, limit = len(self._tasks) * submit.num_samples, max_tokens if prompt.healed else None
+        request = _Request(engine, submit, first, submit.num_samples, prompt, limit)
         stream = engine.submit(submit)
         self.submits.append(submit)
-        self.usage.num_prompt_tokens += num_prompt_tokens
+        self.usage.num_prompt_tokens += len(prompt.ids)
+        if prompt.fill is not None:
+            self.usage.num_prompt_tokens += prompt.fill.healed_tokens
+            self.summary.fills.append(prompt.fill)
+        stop_strings = self._stop_strings_of(prompt)
         for index in range(request.first_index, request.first_index + submit.num_samples):
-            detokenizer = Detokenizer(
-                self._tokenizer,
-                self._stop_strings,
-                min_tokens=self.call.min_tokens,
-                keep_stop_string=self.call.keep_stop_string,
-            )
-            self._samples[index] = _Sample(request, detokenizer, echo)
+            self._samples[index] = self._make_sample(request, stop_strings)
         self._observer.on_text_states(submit.num_samples)
         self._tasks.append(asyncio.create_task(self._read(stream, request)))
+
+    def _stop_strings_of(self, prompt: EncodedPrompt) -> StopStrings | None:
+        extra = (*prompt.stop_strings, *([prompt.overlap] if prompt.overlap else []))
+        return StopStrings((*self.call.stop_strings, *extra)) if extra else self._stop_strings
+
+    def _make_sample(self, request: _Request, stop_strings: StopStrings | None) -> _Sample:
+        call, prompt = self.call, request.prompt
+        detokenizer = Detokenizer(
+            self._tokenizer,
+            stop_strings,
+            min_tokens=call.min_tokens,
+            keep_stop_string=call.keep_stop_string,
+            skip=len(prompt.healed),
+        )
+        shaper = Shaper(Shape(prompt.crlf, call.min_indent, call.max_seconds))
+        return _Sample(request, detokenizer, prompt.echo, shaper)
 
     async def started(self) -> None:
         """Waits for the first news from the engine. Raises the TabstopError that prevents an answer."""
@@ -224,8 +286,10 @@ class Answer:
 
     def _end_sample(self, index: int, finish: FinishReason, *, is_known: bool) -> None:
         """Drops the text state; tells the engine when it does not know that the sample ended."""
-        request = self._samples.pop(index).request
+        ended = self._samples.pop(index)
+        request = ended.request
         request.num_open -= 1
+        self.summary.num_overlaps += ended.is_overlap
         self.summary.finishes.append(finish)
         self._observer.on_text_states(-1)
         if not is_known:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tabstop.text.chat import Conversation
+from tabstop.text.fim import FillReport, Hole
 from tabstop.types import FinishReason, Priority
 
 
@@ -26,7 +27,7 @@ class TokenPrompt:
     ids: list[int]
 
 
-Prompt = TextPrompt | TokenPrompt | Conversation
+Prompt = TextPrompt | TokenPrompt | Conversation | Hole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,12 @@ class Call:
     ignore_eos: bool = False
     keep_stop_string: bool = False  # leave it at the end of the text
     echo: bool = False  # the prompt's text comes first
+    min_indent: int = 0  # a later line that is indented less ends the text
+    max_seconds: float | None = None  # from the first token; ends the text once it has a line end
+    healing: bool | None = None  # of the token that the cursor is in
+    distinct: bool = False  # of a whole answer's choices, only those that differ by more than blanks
 
+    client: str = ""  # the program that asks, by its user agent
     priority: Priority = Priority.NORMAL
     deadline_ms: int | None = None  # from now
     session: str = ""
@@ -72,12 +78,13 @@ class TextDelta:
     token_ids: list[int]  # those kept, the end token included
     finish: FinishReason | None = None  # set once for each choice
     stop_reason: str | int | None = None  # the stop string, or which of the call's stop_token_ids
+    fill: FillReport | None = None  # of a hole, beside `finish`
 
     def append(self, later: TextDelta) -> None:
         """Takes over a later delta of the same choice."""
         self.text += later.text
         self.token_ids += later.token_ids
-        self.finish, self.stop_reason = later.finish, later.stop_reason
+        self.finish, self.stop_reason, self.fill = later.finish, later.stop_reason, later.fill
 
 
 @dataclass(slots=True)
@@ -97,6 +104,9 @@ class Summary:
     request_id: str
     usage: Usage
     outcome: str = "cancelled"  # ok, cancelled, or an error's code
+    client: str = ""  # as in Call
+    fills: list[FillReport] = field(default_factory=list)  # one for each prompt that was a hole
+    num_overlaps: int = 0  # samples cut where they repeated the suffix
     finishes: list[FinishReason] = field(default_factory=list)
     seconds: float = 0.0
     first_token_seconds: float | None = None

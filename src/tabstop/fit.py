@@ -17,10 +17,12 @@ from tabstop.cache.sizing import (
     kv_bytes_per_token,
     pool_blocks,
 )
-from tabstop.checkpoint import Checkpoint
+from tabstop.checkpoint import Checkpoint, open_checkpoint
 from tabstop.config import EngineConfig
 from tabstop.device import free_bytes, resolve_device, resolve_dtype
 from tabstop.errors import MemoryShortageError
+from tabstop.text.fim_detection import choose
+from tabstop.text.tokenizer import load_tokenizer
 
 COMMON_LENGTH = 2048
 """Tokens of a request as editors send them, for the second 'how many fit'."""
@@ -47,6 +49,7 @@ class FitReport:
     num_common: int  # requests of COMMON_LENGTH at once
     max_num_seqs: int
     problem: str | None
+    fim: str | None = None  # the family in whose layout holes are filled
 
     def rows(self) -> dict[str, str]:
         """The same for people."""
@@ -60,6 +63,7 @@ class FitReport:
             "longest context": f"{self.longest_context:,} tokens",
             "requests of that length that fit": f"{self.num_longest:,} (at most {self.max_num_seqs:,} run at once)",
             f"requests of {min(COMMON_LENGTH, self.max_model_len):,} tokens that fit": f"{self.num_common:,}",
+            "fill-in-the-middle": self.fim or "none: prefixes are continued",
         }
         return rows if self.problem is None else rows | {"problem": self.problem}
 
@@ -95,7 +99,15 @@ def fit(checkpoint: Checkpoint, config: EngineConfig) -> FitReport:
         num_common=_num_requests(num_blocks, min(COMMON_LENGTH, max_model_len), config.block_size),
         max_num_seqs=config.max_num_seqs,
         problem=_problem(config, demand, weight_bytes, num_blocks, free),
+        fim=_fim(checkpoint, config),
     )
+
+
+def _fim(checkpoint: Checkpoint, config: EngineConfig) -> str | None:
+    """The name of the family. Raises ConfigError for one that the vocabulary does not fit, CheckpointError."""
+    source = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else checkpoint
+    family = choose(checkpoint, load_tokenizer(source), config.fim)
+    return family.name if family else None
 
 
 def _num_requests(num_blocks: int, num_tokens: int, block_size: int) -> int:

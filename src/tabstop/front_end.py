@@ -53,7 +53,7 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
     client = ProcessClient(wire.address(start.folder), start.number)
     checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
     tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
-    service = make_service(checkpoint, [client], start.server, tokenizer=tokenizer)
+    service = make_service(checkpoint, [client], start.server, tokenizer=tokenizer, fim=config.fim)
     stop = asyncio.Event()
     serving = asyncio.create_task(run_front_end(service, start.server, socket.socket(fileno=start.socket), stop))
     orders = asyncio.create_task(follow_orders(client, stop))

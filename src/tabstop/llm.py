@@ -50,7 +50,9 @@ class LLM:
         checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
         tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
         self._client = InprocClient(build_core(config))
-        self._service: Service = make_service(checkpoint, [self._client], ServerConfig(), tokenizer=tokenizer)
+        self._service: Service = make_service(
+            checkpoint, [self._client], ServerConfig(), tokenizer=tokenizer, fim=config.fim
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
         self._thread.start()

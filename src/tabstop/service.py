@@ -7,16 +7,20 @@ event loop; texts are encoded in threads.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tabstop.answer import Answer, Observer
-from tabstop.call import Call, Prompt, Summary, TextPrompt, TokenPrompt
+from msgspec import structs
+
+from tabstop.answer import Answer, EncodedPrompt, Observer
+from tabstop.call import Call, Summary
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
+from tabstop.encoding import encode_prompts, too_long
 from tabstop.engine.client import EngineClient
 from tabstop.errors import (
     ContextLengthError,
@@ -28,8 +32,9 @@ from tabstop.errors import (
     from_code,
 )
 from tabstop.text import ModelText, load_text
-from tabstop.text.chat import encode_chat
 from tabstop.types import CachePolicy, EngineInfo, Limits, Priority, RequestId, Sampling, Submit, pack_ids
+
+log = logging.getLogger(__name__)
 
 MAX_CHOICES = 1024
 """Most samples of one call, over all of its prompts."""
@@ -61,6 +66,7 @@ class ServedModel:
     text: ModelText
     aliases: tuple[str, ...] = ()  # its other names
     created: int = 0  # seconds since 1970
+    transcodes: bool = True  # raw prompts in another family's markers are laid out anew
 
     @property
     def max_model_len(self) -> int:
@@ -107,6 +113,7 @@ class Service:
         self._refuse_unknown = refuse_unknown
         self._route = route
         self._log_prompts = log_prompts
+        self._noted: set[str] = set()  # models whose lack of markers was logged
         self._by_name = {name: model for model in reversed(self.models) for name in (model.name, *model.aliases)}
 
     # ---- models
@@ -149,7 +156,7 @@ class Service:
         model = self.resolve(call.model)
         engine = self._route(call, model.engines)
         info = engine.info
-        prompts = await asyncio.to_thread(_encode, call, model.text, info)
+        prompts = await asyncio.to_thread(encode_prompts, call, model.text, info, model.transcodes)
         limits = [_limits(call, info, len(prompt.ids), time.perf_counter() - start_time) for prompt in prompts]
         answer = Answer(call, self.shown_name(call.model), model.text.tokenizer, self.observer, self.answers.discard)
         answer.start_time = start_time
@@ -158,8 +165,10 @@ class Service:
         self.answers.add(answer)
         try:
             for prompt, limit in zip(prompts, limits, strict=True):
+                if prompt.fill is not None and prompt.fill.family is None:
+                    self._note_plain(model)
                 submit = _submit(call, model, engine.new_request_id(), prompt, limit)
-                answer.open(engine, submit, len(prompt.ids), prompt.echo)
+                answer.open(engine, submit, prompt, limit.max_tokens)
             await answer.started()
         except TabstopError as error:
             answer.fail(error)
@@ -180,6 +189,12 @@ class Service:
         for answer in list(self.answers):
             answer.fail(error)
 
+    def _note_plain(self, model: ServedModel) -> None:
+        """Says once that a model cannot fill holes."""
+        if model.name not in self._noted:
+            self._noted.add(model.name)
+            log.warning("%s has no fill-in-the-middle tokens: prefixes are continued, suffixes ignored", model.name)
+
     def _check(self, call: Call) -> None:
         """Limits that hold whatever the dialect. Raises InputError."""
         limits = self.limits
@@ -195,56 +210,11 @@ class Service:
             raise InputError(f"stop strings may have {MAX_STOP_CHARACTERS} characters together", param="stop")
 
 
-@dataclass(frozen=True, slots=True)
-class _EncodedPrompt:
-    ids: list[int]
-    echo: str  # "" unless the call wants the prompt back
-
-
-def _encode(call: Call, text: ModelText, info: EngineInfo) -> list[_EncodedPrompt]:
-    """Prompts → ids; runs in a thread. Raises InputError for what cannot be a prompt of this model."""
-    return [_encode_prompt(prompt, call.echo, text, info) for prompt in call.prompts]
-
-
-def _encode_prompt(prompt: Prompt, wants_echo: bool, text: ModelText, info: EngineInfo) -> _EncodedPrompt:
-    tokenizer, echo = text.tokenizer, ""
-    if _num_characters(prompt) > info.max_model_len * tokenizer.max_token_chars:  # no need to encode it to know
-        raise _too_long(f"over {info.max_model_len}", info, "prompt")
-    if isinstance(prompt, TextPrompt):
-        ids, echo = tokenizer.encode(prompt.text, bos=prompt.bos), prompt.text
-    elif isinstance(prompt, TokenPrompt):
-        ids, echo = prompt.ids, tokenizer.decode(prompt.ids) if wants_echo else ""
-    else:
-        ids = encode_chat(text.template, tokenizer, prompt)
-    if not ids and tokenizer.bos_id is not None:
-        ids = [tokenizer.bos_id]
-    if not ids:
-        raise InputError("the prompt is empty; this model needs at least one token", param="prompt")
-    if not 0 <= min(ids) <= max(ids) < info.vocab_size:
-        raise InputError(f"the prompt has token ids that are not between 0 and {info.vocab_size - 1}", param="prompt")
-    return _EncodedPrompt(ids, echo if wants_echo else "")
-
-
-def _num_characters(prompt: Prompt) -> int:
-    """Of the texts in a prompt; ids have none."""
-    if isinstance(prompt, TextPrompt):
-        return len(prompt.text)
-    return 0 if isinstance(prompt, TokenPrompt) else sum(len(message["content"]) for message in prompt.messages)
-
-
-def _too_long(num_tokens: str, info: EngineInfo, param: str) -> ContextLengthError:
-    return ContextLengthError(
-        f"the prompt has {num_tokens} tokens; this model's context is {info.max_model_len} tokens, prompt and "
-        "completion together: shorten the prompt",
-        param=param,
-    )
-
-
 def _limits(call: Call, info: EngineInfo, num_prompt_tokens: int, seconds_spent: float) -> Limits:
     """When the samples of a prompt end. Raises ContextLengthError, DeadlineError, InputError."""
     room = info.max_model_len - num_prompt_tokens
     if room < 0 or (room == 0 and call.max_tokens != 0):
-        raise _too_long(str(num_prompt_tokens), info, "prompt")
+        raise too_long(str(num_prompt_tokens), info, "prompt")
     if call.max_tokens is not None and call.max_tokens > room:
         raise ContextLengthError(
             f"the prompt has {num_prompt_tokens} tokens and max_tokens is {call.max_tokens}; together they are over "
@@ -267,8 +237,11 @@ def _limits(call: Call, info: EngineInfo, num_prompt_tokens: int, seconds_spent:
     )
 
 
-def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: _EncodedPrompt, limits: Limits) -> Submit:
+def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: EncodedPrompt, limits: Limits) -> Submit:
     defaults = model.text.sampling
+    is_laid_out = not model.text.fill.layout_ids.isdisjoint(prompt.ids)
+    if is_laid_out and not call.ignore_eos:
+        limits = structs.replace(limits, stop_sets=(*limits.stop_sets, "fim"))
     # Only the last part is free text, so no two scopes can spell the same.
     scope = "\0".join((call.tenant, model.name, call.adapter, call.cache_salt))
     return Submit(
@@ -315,14 +288,22 @@ def make_service(
     config: ServerConfig,
     *,
     tokenizer: Checkpoint | None = None,
+    fim: str = "auto",
 ) -> Service:
     """A service with one model: its tokenizer, template and defaults come from the checkpoint.
 
-    `tokenizer`: where to take tokenizer and template from instead (--tokenizer). Raises StartupError subclasses.
+    `tokenizer`: where to take tokenizer and template from instead (--tokenizer). `fim`: as --fim says. Raises
+    StartupError subclasses.
     """
     names = config.served_model_name or (checkpoint.name,)
-    text = load_text(checkpoint, tokenizer)
-    model = ServedModel(names[0], engines, text, aliases=names[1:], created=int(time.time()))
+    model = ServedModel(
+        names[0],
+        engines,
+        load_text(checkpoint, tokenizer, fim),
+        aliases=names[1:],
+        created=int(time.time()),
+        transcodes=config.transcode_fim,
+    )
     return Service(
         [model],
         refuse_unknown=config.unknown_model == "refuse",

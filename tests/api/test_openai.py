@@ -121,7 +121,7 @@ def test_top_p_zero_is_greedy() -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "logprobs": 1, "best_of": 2, "suffix": "x", "logit_bias": {"1": 2}, "presence_penalty": 0.1, "min_p": 0.1,
+    "logprobs": 1, "best_of": 2, "logit_bias": {"1": 2}, "presence_penalty": 0.1, "min_p": 0.1,
     "frequency_penalty": -1, "repetition_penalty": 1.1, "response_format": {"type": "json_object"},
     "guided_json": {"a": 1},
     "structured_outputs": {"json": {}}, "use_beam_search": True, "prompt_logprobs": 0, "skip_special_tokens": False,
@@ -152,7 +152,7 @@ def test_unsupported_parameters_of_chats_are_refused_by_name(name: str) -> None:
 
 def test_values_that_ask_for_nothing_are_fine() -> None:
     neutral = {
-        "logprobs": False, "best_of": 2, "n": 2, "suffix": "", "logit_bias": {}, "presence_penalty": 0, "min_p": 0.0,
+        "logprobs": False, "best_of": 2, "n": 2, "logit_bias": {}, "presence_penalty": 0, "min_p": 0.0,
         "frequency_penalty": 0.0, "repetition_penalty": 1.0, "response_format": {"type": "text"},
         "use_beam_search": False,
         "skip_special_tokens": True, "top_logprobs": 0,
@@ -160,7 +160,7 @@ def test_values_that_ask_for_nothing_are_fine() -> None:
     assert completion(**neutral).num_samples == 2
     chat(tools=[], tool_choice="auto", modalities=["text"], logprobs=False, parallel_tool_calls=True, store=True)
     chat(tools=[{"type": "function"}], tool_choice="none")
-    assert set(REFUSED) - {"logprobs", "best_of", "suffix"} <= set(Refused.__struct_fields__)
+    assert set(REFUSED) - {"logprobs", "best_of"} <= set(Refused.__struct_fields__)
 
 
 # ---- deltas → bytes

@@ -189,6 +189,7 @@ def _card(model: ServedModel, name: str) -> dict[str, Any]:
         "root": model.name,
         "parent": None,
         "max_model_len": model.max_model_len,
+        "fim": model.text.fill.name or False,
         "aliases": [other for other in (model.name, *model.aliases) if other != name],
     }
 

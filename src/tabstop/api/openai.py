@@ -15,10 +15,12 @@ from typing import Any
 import msgspec
 
 from tabstop.api.errors import error_object
-from tabstop.api.schema import ChatBody, CompletionBody, Generation, MessageBody, Refused
+from tabstop.api.schema import AroundHole, ChatBody, CompletionBody, FileBody, Generation, MessageBody, Refused
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
 from tabstop.text.chat import ROLES, Conversation
+from tabstop.text.fim import FillReport, Hole
+from tabstop.text.fim_frames import DEFAULT_PATH, SourceFile, Surroundings
 from tabstop.types import FinishReason, Priority
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -44,7 +46,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Parameters that are not supported → values that ask for nothing, beside null and empty ones (schema.Refused)."""
 
 REASONS = {
-    "suffix": "fill-in-the-middle through `suffix` is not supported yet; put the model's own markers into `prompt`",
     "chat_template": "templates come from the checkpoint, never from a request",
 }
 
@@ -71,15 +72,33 @@ class Caller:
 
 def completion_call(body: CompletionBody, caller: Caller) -> Call:
     """Raises InputError or NotSupportedError, naming the parameter."""
-    _refuse_unsupported(body, ("suffix",))
     bos = body.add_special_tokens is not False
+    prompts: Sequence[Prompt] = _prompts(body.prompt, bos)
+    if body.suffix or body.files:
+        prompts = [_hole(prompt, body) for prompt in prompts]
+    if body.distinct and body.stream:
+        raise InputError("distinct needs the whole answer; leave stream out", param="distinct")
     return Call(
-        prompts=tuple(_prompts(body.prompt, bos)),
+        prompts=tuple(prompts),
+        healing=body.token_healing,
+        distinct=bool(body.distinct),
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         echo=bool(body.echo),
         **_shared(body, caller),
     )
+
+
+def _hole(prompt: Prompt, body: CompletionBody) -> Hole:
+    if not isinstance(prompt, TextPrompt):
+        raise InputError("suffix and files need prompts as text, not as token ids", param="prompt")
+    return Hole(prompt.text, body.suffix or "", surroundings(body), body.fim_order or "")
+
+
+def surroundings(body: AroundHole, more: Sequence[FileBody] = ()) -> Surroundings:
+    """What a body says around its hole; `more` files come first."""
+    files = [SourceFile(file.path or file.filename or DEFAULT_PATH, file.text) for file in (*more, *(body.files or ()))]
+    return Surroundings(tuple(files), body.repo_name or "", body.path or "", body.language or "")
 
 
 def chat_call(body: ChatBody, caller: Caller) -> Call:
@@ -149,6 +168,7 @@ def _shared(body: Generation, caller: Caller) -> dict[str, Any]:
         "model": body.model or "",
         "request_id": caller.request_id,
         "tenant": caller.tenant,
+        "client": caller.headers.get("user-agent", ""),
         "temperature": 0.0 if top_p == 0 else body.temperature,  # no token but the most likely one
         "top_k": None if body.top_k is None else max(0, body.top_k),
         "top_p": top_p or None,
@@ -237,9 +257,9 @@ class OpenAIFormat:
     def _event(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
         return _event({**self._base, "object": self.chunk_object, "choices": choices, **extra})
 
-    def _whole(self, choices: list[dict[str, Any]], usage: Usage) -> bytes:
+    def _whole(self, choices: list[dict[str, Any]], usage: Usage, fill: FillReport | None = None) -> bytes:
         answer = {**self._base, "object": self.whole_object, "choices": choices, "usage": usage_object(usage)}
-        return msgspec.json.encode(answer)
+        return msgspec.json.encode(answer | fill_object(fill))
 
 
 class CompletionFormat(OpenAIFormat):
@@ -249,10 +269,10 @@ class CompletionFormat(OpenAIFormat):
     chunk_object = whole_object = "text_completion"
 
     def delta(self, delta: TextDelta) -> bytes:
-        return self._event([_completion_choice(delta)])
+        return self._event([_completion_choice(delta)], **fill_object(delta.fill))
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
-        return self._whole([_completion_choice(choice) for choice in choices], usage)
+        return self._whole([_completion_choice(choice) for choice in choices], usage, choices[0].fill)
 
 
 class ChatFormat(OpenAIFormat):
@@ -276,6 +296,22 @@ class ChatFormat(OpenAIFormat):
         return self._whole(
             [_chat_choice(choice.index, "message", message, choice) for choice, message in merged], usage
         )
+
+
+def fill_object(fill: FillReport | None) -> dict[str, Any]:
+    """`tabstop` of an answer: how its (first) hole was filled; nothing where there was none."""
+    if fill is None:
+        return {}
+    shown: dict[str, Any] = {"fim": fill.family or False}
+    if fill.order:
+        shown["order"] = fill.order
+    if fill.cut_tokens:
+        shown["cut_tokens"] = fill.cut_tokens
+    if fill.healed_tokens:
+        shown["healed_tokens"] = fill.healed_tokens
+    if fill.transcoded:
+        shown["transcoded"] = fill.transcoded
+    return {"tabstop": shown}
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

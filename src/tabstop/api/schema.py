@@ -7,7 +7,7 @@ this server does not have are declared too, so that using one is refused by name
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -96,7 +96,27 @@ class Generation(Refused, kw_only=True):
     logprobs: Any = None  # false, or refused
 
 
-class CompletionBody(Generation, kw_only=True):
+class FileBody(msgspec.Struct, kw_only=True):
+    """Another file of the repository, or a part of one. llama.cpp calls the path `filename`."""
+
+    path: Name | None = None
+    filename: Name | None = None
+    text: str = ""
+
+
+class AroundHole(Generation, kw_only=True):
+    """What is known around a hole beside its own file: ours, on every path that fills holes."""
+
+    files: Annotated[list[FileBody], Meta(max_length=1024)] | None = None
+    repo_name: Name | None = None
+    path: Name | None = None
+    language: Name | None = None
+    fim_order: Literal["psm", "spm"] | None = None
+    token_healing: bool | None = None
+    distinct: bool | None = None
+
+
+class CompletionBody(AroundHole, kw_only=True):
     """POST /v1/completions."""
 
     prompt: str | list[str | TokenId | list[TokenId]] = ""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tabstop.checkpoint import Checkpoint
     from tabstop.text.chat import ChatTemplate
+    from tabstop.text.fim import FillIn
     from tabstop.text.tokenizer import Tokenizer
     from tabstop.types import Sampling
 
@@ -22,16 +23,26 @@ class ModelText:
     tokenizer: Tokenizer
     template: ChatTemplate | None  # None: the model cannot chat
     sampling: Sampling  # where a client gives no value
+    fill: FillIn  # how it fills holes in files
 
 
-def load_text(checkpoint: Checkpoint, tokenizer: Checkpoint | None = None) -> ModelText:
+def load_text(checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, fim: str = "auto") -> ModelText:
     """The text side of a checkpoint; tokenizer and template from another checkpoint if one is given (--tokenizer).
+
+    `fim`: auto, off or the family in whose layout holes are filled (--fim).
 
     Raises StartupError subclasses.
     """
     from tabstop.text.chat import load_chat_template
     from tabstop.text.defaults import sampling_defaults
+    from tabstop.text.fim import load_fill_in
     from tabstop.text.tokenizer import load_tokenizer
 
     source = tokenizer or checkpoint
-    return ModelText(load_tokenizer(source), load_chat_template(source.tokenizer_config), sampling_defaults(checkpoint))
+    loaded = load_tokenizer(source)
+    return ModelText(
+        loaded,
+        load_chat_template(source.tokenizer_config),
+        sampling_defaults(checkpoint),
+        load_fill_in(checkpoint, loaded, fim),
+    )

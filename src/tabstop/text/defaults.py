@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from tabstop.checkpoint import Checkpoint
+from tabstop.text.fim_detection import stop_token_ids
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.types import Sampling
 
@@ -40,6 +41,13 @@ def eos_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[int, ..
 
 
 def stop_sets(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, frozenset[int]]:
-    """Sets of ids that requests name in Limits.stop_sets: `eos`, and `newline` (every token whose text holds one)."""
+    """Sets of ids that requests name in Limits.stop_sets.
+
+    `eos` · `newline`: every token whose text holds one · `fim`: what ends the text of a hole in any family.
+    """
     newline = (token_id for token_id, spelled in enumerate(tokenizer.token_bytes) if b"\n" in spelled)
-    return {"eos": frozenset(eos_token_ids(checkpoint, tokenizer)), "newline": frozenset(newline)}
+    return {
+        "eos": frozenset(eos_token_ids(checkpoint, tokenizer)),
+        "newline": frozenset(newline),
+        "fim": stop_token_ids(tokenizer),
+    }

@@ -82,13 +82,18 @@ class Detokenizer:
         *,
         min_tokens: int = 0,
         keep_stop_string: bool = False,
+        skip: int = 0,
     ) -> None:
-        """Text of the first `min_tokens` tokens is not searched. `keep_stop_string`: it stays at the text's end."""
+        """Text of the first `min_tokens` tokens is not searched. `keep_stop_string`: it stays at the text's end.
+
+        `skip`: bytes at the start that are not part of the text.
+        """
         self._table = tokenizer.token_bytes
         self._decoder = _Utf8Decoder("replace")
         self._stop_strings = stop_strings
         self._min_tokens = min_tokens
         self._keep_stop_string = keep_stop_string
+        self._skip = skip
         self._state = 0
         self._held = ""  # the last characters, if a stop string may begin with them
         self.num_tokens = 0
@@ -118,8 +123,28 @@ class Detokenizer:
         held, self._held = self._held, ""
         return text if self.stop_string is not None else text + held
 
-    def _bytes(self, token_id: int) -> bytes:
+    def count_skipped(self, token_ids: Sequence[int]) -> int:
+        """How many of the tokens that come next end within the bytes to skip."""
+        left, count = self._skip, 0
+        for token_id in token_ids if left else ():
+            left -= len(self._spelled(token_id))
+            if left < 0:
+                break
+            count += 1
+            if not left:
+                break
+        return count
+
+    def _spelled(self, token_id: int) -> bytes:
         return self._table[token_id] if 0 <= token_id < len(self._table) else b""
+
+    def _bytes(self, token_id: int) -> bytes:
+        spelled = self._spelled(token_id)
+        if not self._skip:
+            return spelled
+        skipped = min(self._skip, len(spelled))
+        self._skip -= skipped
+        return spelled[skipped:]
 
     def _search(self, text: str) -> str:
         """The part of held + text that is certain; the rest is held. Sets stop_string."""
