@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tabstop.attention import AttentionBatch, Need, make_backend
+from tabstop.attention import AttentionBackend, AttentionBatch, Need, make_backend
 from tabstop.models import Model, StepContext
 
 BLOCK_SIZE = 4
@@ -38,7 +38,9 @@ def make_batch(
 class PagedRunner:
     """One model, its KV pool, and sequences that grow by any number of tokens a step."""
 
-    def __init__(self, model: Model, num_blocks: int = 256, seed: int = 0) -> None:
+    def __init__(
+        self, model: Model, num_blocks: int = 256, seed: int = 0, backend: type[AttentionBackend] | None = None
+    ) -> None:
         self.model = model
         spec = model.cache_specs[0]
         need = Need(
@@ -50,7 +52,7 @@ class PagedRunner:
             device=torch.device("cpu"),
             block_size=BLOCK_SIZE,
         )
-        self.attention = make_backend(need)
+        self.attention = make_backend(need) if backend is None else backend(need)
         self.kv = [self.attention.allocate(spec, num_blocks) for spec in model.cache_specs]
         self.free = list(range(num_blocks))
         random.Random(seed).shuffle(self.free)
