@@ -17,6 +17,7 @@ from tabstop.types import (
     Limits,
     Priority,
     Sampling,
+    Stage,
 )
 from tests.engine.driver import GREEDY, Driver
 from tests.engine.simulated import VOCAB, expected_output, make_core
@@ -319,6 +320,25 @@ def test_abort_while_compiling_ends_every_sample():
     driver.step()
     assert driver.finish == {(key, 0): FinishReason.ABORT, (key, 1): FinishReason.ABORT}
     assert core.stats().aborts == {"compiling": 2} and core.num_requests == 0
+
+
+def test_an_abort_at_any_stage_frees_everything_and_is_counted_there():
+    core = make_core(max_num_seqs=1, max_num_batched_tokens=4)
+    driver = Driver(core)
+    decoding = driver.add([1, 2], 30)
+    for _ in range(3):
+        driver.step()
+    core.abort(Abort(decoding))
+    prompt = driver.add([n + 3 for n in range(20)], 30)
+    driver.step()
+    waiting = driver.add([1], 30)
+    core.abort(Abort(prompt))
+    core.abort(Abort(waiting))
+    driver.step()
+    assert core.stats().aborts == {Stage.DECODING: 1, Stage.PROMPT: 1, Stage.WAITING: 1}
+    assert core.num_requests == 0 and core.scheduler.ledger().used == 0
+    driver.run()
+    assert set(driver.finish.values()) == {FinishReason.ABORT} and len(driver.finish) == 3
 
 
 def test_aborting_one_sample_leaves_the_others():
