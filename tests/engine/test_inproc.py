@@ -60,11 +60,15 @@ async def test_commands_run_on_the_engines_thread_and_wake_it(client):
         await client.command("no such command")
 
 
-async def test_a_closed_engine_refuses_commands():
+async def test_every_verb_of_a_closed_engine_says_so():
     client = InprocClient(make_core())
     client.close()
     with pytest.raises(EngineDeadError):
         await client.command("stats")
+    with pytest.raises(EngineDeadError):
+        client.abort((0, 0))
+    with pytest.raises(EngineDeadError):
+        _ = client.info
 
 
 async def test_a_closed_engine_ends_open_streams_and_refuses_new_ones():

@@ -53,6 +53,7 @@ class InprocClient:
 
     @property
     def info(self) -> EngineInfo:
+        self._check_alive()
         return self.core.info
 
     @property
@@ -75,14 +76,13 @@ class InprocClient:
     def _leave(self, stream: DeltaStream) -> None:
         """A reader closed its stream early."""
         self._streams.pop(stream.request_id, None)
-        self.abort(stream.request_id)
+        with contextlib.suppress(EngineDeadError):  # and with it the request
+            self.abort(stream.request_id)
 
     def abort(
         self, request_id: RequestId, samples: tuple[int, ...] | None = None, reason: FinishReason = FinishReason.ABORT
     ) -> None:
-        if not (self._is_closed or self._failure):
-            with contextlib.suppress(EngineDeadError):  # it stopped just now
-                self._post(partial(self.core.abort, Abort(request_id, samples, reason)))
+        self._post(partial(self.core.abort, Abort(request_id, samples, reason)))
 
     async def command(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
         reply: Future[Any] = Future()
@@ -101,10 +101,13 @@ class InprocClient:
 
     def _post(self, action: Callable[[], object]) -> None:
         with self._changed:
-            if self._is_closed or self._failure:
-                raise EngineDeadError("the engine of this process has stopped") from self._failure
+            self._check_alive()
             self._inbox.append(action)
             self._changed.notify()
+
+    def _check_alive(self) -> None:
+        if self._is_closed or self._failure:
+            raise EngineDeadError("the engine of this process has stopped") from self._failure
 
     def _wake(self) -> None:
         with self._changed:
