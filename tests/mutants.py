@@ -43,6 +43,7 @@ class Mutant:
 
 
 CORE, PAIRS, BLOCKS = "tests/engine/test_core.py", "tests/engine/test_pairs.py", "tests/cache/test_blocks.py"
+FAMILIES = "tests/models/test_families.py::test_whole_chunked_and_batched_logits_equal_the_oracle_s"
 ANY_SCHEDULE = f"{CORE}::test_any_schedule_gives_every_request_its_own_tokens"
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -129,6 +130,41 @@ MUTANTS: tuple[Mutant, ...] = (
         "order, rows = row_order(self._header, read.name), read.slices[0]",
         "order, rows = None, read.slices[0]",
         ("tests/models/test_gguf.py::test_rotary_rows_and_biases_come_in_the_hub_s_order",),
+    ),
+    Mutant(
+        "window one too wide",
+        "src/tabstop/attention/reference.py",
+        "seen &= places > query - window",
+        "seen &= places >= query - window",
+        (f"{FAMILIES}[mistral-window]",),
+    ),
+    Mutant(
+        "k rows in another order than q's",
+        "src/tabstop/layers/projections.py",
+        "orders = (self.order, self.order, None)",
+        "orders = (self.order, None, None)",
+        (f"{FAMILIES}[codegen]",),
+    ),
+    Mutant(
+        "unturned values scaled",
+        "src/tabstop/layers/rope.py",
+        "functional.pad(turned, (0, num_unturned), value=1.0)",
+        "functional.pad(turned, (0, num_unturned), value=magnitude(config))",
+        (f"{FAMILIES}[phi4-partial]",),
+    ),
+    Mutant(
+        "short divisors for long texts",
+        "src/tabstop/models/rope.py",
+        "Divisors(long if length > context else short,",
+        "Divisors(short,",
+        ("tests/models/test_families.py::test_longrope_takes_the_divisors_of_the_longest_text",),
+    ),
+    Mutant(
+        "defaults of published configs forgotten",
+        "src/tabstop/models/spelling.py",
+        "return {**self.defaults, **config, **renamed}",
+        "return {**config, **renamed}",
+        ("tests/models/test_spelling.py::test_missing_keys_mean_what_the_reference_takes",),
     ),
 )
 
