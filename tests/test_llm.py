@@ -95,5 +95,8 @@ def test_a_closed_llm_says_so(tmp_path, caplog):
     llm = LLM(model=str(tiny_llama(tmp_path)), trust_remote_code=True, num_threads=1)
     assert "never runs code" in caplog.text
     llm.close()
+    llm.close()
     with pytest.raises(EngineDeadError):
         llm.generate("x", GREEDY)
+    with pytest.raises(EngineDeadError):
+        next(llm.stream("x", GREEDY))

@@ -90,6 +90,7 @@ class LLM:
 
     def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> Iterator[str]:
         """The text of one continuation, piece by piece. Leaving the iterator early aborts it. Raises InputError."""
+        self._check_open()
         params = sampling_params or SamplingParams()
         if params.n != 1:
             raise InputError("only one continuation can be streamed; leave n at 1")
@@ -104,7 +105,9 @@ class LLM:
         return self._service.models[0].text.tokenizer
 
     def close(self) -> None:
-        """Ends the engine; further calls raise EngineDeadError."""
+        """Ends the engine; further calls raise EngineDeadError. May be called twice."""
+        if self._loop.is_closed():
+            return
         self._client.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -112,11 +115,14 @@ class LLM:
 
     # ---- inside
 
+    def _check_open(self) -> None:
+        if self._loop.is_closed():
+            raise EngineDeadError("this LLM was closed; make a new one")
+
     def _run(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None, show: bool
     ) -> list[RequestOutput]:
-        if self._loop.is_closed():
-            raise EngineDeadError("this LLM was closed; make a new one")
+        self._check_open()
         if params is None:
             params = SamplingParams()
         if isinstance(params, SamplingParams):
