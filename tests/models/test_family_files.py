@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tabstop.errors import UnsupportedModelError
 from tests.models.families import (
     GRANITE,
     LONG_PHI,
@@ -101,3 +102,13 @@ def test_packed_rows_are_put_in_order_as_packed_rows(name: str, encoding: str, t
     file = write_family(folder, form, encoding)
     prompts = random_prompts(name, 40)
     assert_same_logits(PagedRunner(load(file)), prompts, oracle_logits(folder, prompts))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rope.scaling.attn_factor", 0.5), ("rope.scaling.yarn_log_multiplier", 0.125)]
+)
+def test_yarn_keys_that_are_not_understood_are_refused(key: str, value: float, tmp_path: Path) -> None:
+    variant, _ = FORMS["qwen2-yarn"]
+    file = write_family(write_variant(tmp_path, variant), Form("qwen2", YARN_KEYS | {key: value}))
+    with pytest.raises(UnsupportedModelError, match=rf"{key} is {value}, which is not known of yarn"):
+        load(file)

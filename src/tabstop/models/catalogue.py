@@ -127,7 +127,7 @@ CATALOGUE: tuple[CatalogueRow, ...] = (
         "CodeGen",
         "CodeGen 350M to 16B",
         "CodeGenForCausalLM",
-        "GPT-J's block; neighbours turn; q, v, k packed in four groups of heads, so heads must be a multiple of four",
+        "GPT-J's block; neighbours turn; q, v, k packed in four groups of heads; published as pickle files: convert them to safetensors first",
     ),
     _row(
         "Granite",

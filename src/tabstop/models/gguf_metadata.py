@@ -139,7 +139,19 @@ def _rope_scaling(header: GGUFHeader, name: str) -> dict[str, Any] | None:
         factors = {f"{kind}_factor": _read_floats(header, f"rope_factors_{kind}.weight") for kind in ("long", "short")}
         return {"rope_type": "longrope", **scaling, **factors}
     kind = given.get("type", "none")
+    if kind == "yarn":
+        _check_yarn(header, given)
+        scaling.pop("attention_factor", None)
     return None if kind == "none" else {"rope_type": kind, **scaling}
+
+
+def _check_yarn(header: GGUFHeader, given: dict[str, Any]) -> None:
+    """Raises for what would change the mathematics: a magnitude of its own, or keys that are not known."""
+    for key, value in given.items():
+        if key not in {*SCALING_KEYS, "type", "finetuned"} or (key == "attn_factor" and value != 1.0):
+            raise UnsupportedModelError(
+                f"{header.path}: rope.scaling.{key} is {shown(value)}, which is not known of yarn"
+            )
 
 
 def _read_floats(header: GGUFHeader, name: str) -> list[float]:

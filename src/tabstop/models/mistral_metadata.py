@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from tabstop.errors import UnsupportedModelError
@@ -58,6 +59,15 @@ TENSOR_NAMES = {
 
 IMAGES = re.compile(r"(vision_encoder|vision_language_adapter|patch_merger|pre_mm_projector_norm)\..+")
 """Tensors that read images, which are not served."""
+
+
+def is_own_form(folder: Path) -> bool:
+    """Whether a folder has this form, and not the Hub's: repositories often hold both."""
+    if not (folder / PARAMS).is_file():
+        return False
+    return not (folder / "config.json").is_file() or (
+        any(folder.glob(f"{WEIGHTS}*.safetensors")) and not any(folder.glob("model*.safetensors"))
+    )
 
 
 def hub_config(params: Mapping[str, Any], origin: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tabstop.checkpoint import PICKLE_SUFFIXES, pickle_message, read_json
 from tabstop.errors import CheckpointError
+from tabstop.models import mistral_metadata
 from tabstop.models.gguf_header import shown
 from tabstop.quant.encodings import ENCODINGS, Encoding, TensorInfo
 
@@ -48,8 +49,8 @@ def read_headers(folder: Path) -> dict[str, HeaderEntry]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that the index names, or the only safetensors file. Raises CheckpointError when there are none."""
-    has_usual = (folder / "config.json").is_file()
-    index_path = folder / f"{'model' if has_usual else 'consolidated'}.safetensors.index.json"
+    stem = mistral_metadata.WEIGHTS if mistral_metadata.is_own_form(folder) else "model"
+    index_path = folder / f"{stem}.safetensors.index.json"
     index = read_json(index_path).get("weight_map")
     if index is not None:
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
@@ -61,9 +62,9 @@ def weight_files(folder: Path) -> list[Path]:
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} lacks {name}, which its index names; download the checkpoint again")
         return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    files = sorted(folder.glob("*.safetensors" if has_usual else "consolidated*.safetensors"))
+    if (folder / f"{stem}.safetensors").is_file():
+        return [folder / f"{stem}.safetensors"]
+    files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return files
     if files:
