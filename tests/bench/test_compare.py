@@ -153,7 +153,7 @@ def test_a_sweep_finds_a_capacity_between_two_rates(pool: WorkerPool) -> None:
     with golden_process(Behaviour(ttft=0.039, rate=1000, slots=2)) as url:
         setup = msgspec.structs.replace(SETUP, slo=Slo(ttft=1.0), warm_up_requests=0)
         setup = msgspec.structs.replace(setup, workload=msgspec.structs.replace(setup.workload, output_tokens="2"))
-        spec = SweepSpec(percentile=0.9, min_duration=1.0, curve_requests=12, max_steps=4, saturating_concurrency=4)
+        spec = SweepSpec(percentile=0.9, min_duration=0.5, curve_requests=8, max_steps=3, saturating_concurrency=4)
         result = Sweep(pool, golden_endpoint(url), setup, spec, IdMaker()).run()
     assert result.met is None or result.met < 200
     assert [p.purpose for p in result.points[:8]] == ["saturation"] + ["curve"] * 7

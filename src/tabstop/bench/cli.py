@@ -46,7 +46,7 @@ from tabstop.bench.sweep import Sweep, SweepSpec
 from tabstop.bench.tokens import RemoteCounter
 from tabstop.bench.workers import WorkerPool
 from tabstop.bench.workloads.prompts import IdMaker, LooseMaker, PromptMaker, TextMaker
-from tabstop.errors import ConfigError
+from tabstop.errors import ConfigError, InputError
 
 __all__ = ["bench_app", "cost", "plan"]
 
@@ -108,6 +108,9 @@ def _finish(report: BenchReport, records: list[tuple[str, list[Record]]], option
     show(report, folder, Console())
     if any(run.is_interrupted for run in report.runs):
         raise typer.Exit(EXIT_INTERRUPTED)
+    for run in report.runs:
+        if run.summary.errors and not run.summary.outcomes.get("ok"):
+            raise InputError(f"not one request to {run.label} succeeded: {next(iter(run.summary.errors))}")
     if not report.is_valid:
         raise typer.Exit(EXIT_INVALID)
 

@@ -208,7 +208,8 @@ def rate_in_window(times: Floats, weights: Floats, window: Window, num_bins: int
     inside = (times >= window.start) & (times <= window.end)
     bins, _ = np.histogram(times[inside], bins=num_bins, range=(window.start, window.end), weights=weights[inside])
     estimate = estimate_mean(bins / (window.length / num_bins), num_batches=num_bins // 2)
-    return msgspec.structs.replace(estimate, num_samples=int(inside.sum()))
+    low = None if estimate.low is None else max(0.0, estimate.low)  # a rate is never negative
+    return msgspec.structs.replace(estimate, low=low, num_samples=int(inside.sum()))
 
 
 def _token_times(records: Sequence[Record]) -> tuple[Floats, Floats]:
