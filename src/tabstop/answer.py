@@ -47,6 +47,7 @@ class EncodedPrompt:
     echo: str = ""  # goes before the text
     fill: FillReport | None = None  # of a hole
     healed: bytes = b""  # the answer begins with these bytes, which the client has already
+    num_healed: int = 0  # tokens that they were
     stop_strings: tuple[str, ...] = ()  # beside the call's
     overlap: str = ""  # a stop string, too: the start of the suffix
     crlf: bool = False
@@ -162,9 +163,9 @@ class Answer:
         request = _Request(engine, submit, first, submit.num_samples, prompt, limit)
         stream = engine.submit(submit)
         self.submits.append(submit)
-        self.usage.num_prompt_tokens += len(prompt.ids)
+        self.usage.num_prompt_tokens += len(prompt.ids) + prompt.num_healed
+        self.summary.num_healed_tokens += prompt.num_healed
         if prompt.fill is not None:
-            self.usage.num_prompt_tokens += prompt.fill.healed_tokens
             self.summary.fills.append(prompt.fill)
         stop_strings = self._stop_strings_of(prompt)
         for index in range(request.first_index, request.first_index + submit.num_samples):

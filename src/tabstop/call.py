@@ -106,6 +106,7 @@ class Summary:
     outcome: str = "cancelled"  # ok, cancelled, or an error's code
     client: str = ""  # as in Call
     fills: list[FillReport] = field(default_factory=list)  # one for each prompt that was a hole
+    num_healed_tokens: int = 0  # taken back from the ends of prompts
     num_overlaps: int = 0  # samples cut where they repeated the suffix
     finishes: list[FinishReason] = field(default_factory=list)
     seconds: float = 0.0

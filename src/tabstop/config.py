@@ -83,6 +83,9 @@ class ServerConfig:
     max_num_samples: int = option(32, "largest n of a request")
     max_stop_strings: int = option(64, "most stop strings of a request")
     transcode_fim: bool = option(True, "lay out raw prompts in another family's markers for the model that is served")
+    token_healing: str = option(
+        "off", "begin within the token that the cursor is in: never, in holes, always", choices=("off", "auto", "on")
+    )
     drain_timeout: float = option(30.0, "how long SIGTERM waits for open requests", unit="seconds")
     log_level: str = option("info", "what to log", choices=("debug", "info", "warning", "error"))
     log_format: str = option("text", "how to log", choices=("text", "json"))

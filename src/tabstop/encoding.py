@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from tabstop.answer import EncodedPrompt
 from tabstop.call import Call, Prompt, TextPrompt, TokenPrompt
 from tabstop.errors import ContextLengthError, InputError
@@ -16,34 +18,60 @@ RESERVED_PART = 8
 """Of the context, one part in so many is kept for the answer of a hole when its client names no limit."""
 
 
-def encode_prompts(call: Call, text: ModelText, info: EngineInfo, transcodes: bool = True) -> list[EncodedPrompt]:
-    """Ids of all prompts of a call. Slow: call it in a thread. Raises InputError for what cannot be a prompt.
-
-    `transcodes`: raw prompts in another family's markers are laid out for this model.
-    """
-    return [_encode_one(prompt, call, text, info, transcodes) for prompt in call.prompts]
+HEALING = ("off", "auto", "on")
+"""Of which prompts the last tokens are healed when the request does not say: none, holes, all that are text."""
 
 
-def _encode_one(prompt: Prompt, call: Call, text: ModelText, info: EngineInfo, transcodes: bool) -> EncodedPrompt:
+@dataclass(frozen=True, slots=True)
+class PromptPolicy:
+    """What a server does with prompts beside encoding them."""
+
+    transcodes: bool = True  # raw prompts in another family's markers are laid out for the model
+    heals: str = "off"  # of HEALING
+
+    def heals_prompt(self, prompt: Prompt, call: Call) -> bool:
+        if call.max_tokens == 0:  # nothing will come that could heal
+            return False
+        return (
+            self.heals in (("on", "auto") if isinstance(prompt, Hole) else ("on",))
+            if call.healing is None
+            else call.healing
+        )
+
+
+def encode_prompts(call: Call, text: ModelText, info: EngineInfo, policy: PromptPolicy) -> list[EncodedPrompt]:
+    """Ids of all prompts of a call. Slow: call it in a thread. Raises InputError for what cannot be a prompt."""
+    return [_encode_one(prompt, call, text, info, policy) for prompt in call.prompts]
+
+
+def _encode_one(prompt: Prompt, call: Call, text: ModelText, info: EngineInfo, policy: PromptPolicy) -> EncodedPrompt:
     if isinstance(prompt, Hole):
-        return _encode_hole(prompt, call, text, info)
+        return _encode_hole(prompt, call, text, info, policy)
     foreign = None
-    if transcodes and isinstance(prompt, TextPrompt):
+    if policy.transcodes and isinstance(prompt, TextPrompt):
         foreign = parse_foreign(prompt.text, lambda token: text.tokenizer.token_id(token) is not None)
     if foreign is None:
-        return _encode_prompt(prompt, call.echo, text, info)
-    encoded = _encode_hole(foreign[1], call, text, info)
+        encoded = _encode_prompt(prompt, call.echo, text, info)
+        heals = isinstance(prompt, TextPrompt) and policy.heals_prompt(prompt, call)
+        return _healed(encoded, text) if heals else encoded
+    encoded = _encode_hole(foreign[1], call, text, info, policy)
     assert encoded.fill is not None
     encoded.fill.transcoded = foreign[0]
     return encoded
 
 
-def _encode_hole(hole: Hole, call: Call, text: ModelText, info: EngineInfo) -> EncodedPrompt:
+def _healed(prompt: EncodedPrompt, text: ModelText) -> EncodedPrompt:
+    cut = text.healer.cut(prompt.ids, keep=1)
+    return replace(prompt, ids=cut.ids, healed=cut.removed, num_healed=cut.num_removed)
+
+
+def _encode_hole(hole: Hole, call: Call, text: ModelText, info: EngineInfo, policy: PromptPolicy) -> EncodedPrompt:
     """What does not fit beside the answer is cut."""
     reserve = call.max_tokens if call.max_tokens is not None else call.default_max_tokens
     if reserve is None:
         reserve = info.max_model_len // RESERVED_PART
-    filled = text.fill.encode(hole, max(1, info.max_model_len - reserve))
+    healer = text.healer if policy.heals_prompt(hole, call) else None
+    filled = text.fill.encode(hole, max(1, info.max_model_len - reserve), healer)
     ids = filled.ids or _bos_of(text)
     _check_ids(ids, info)
     return EncodedPrompt(
@@ -51,6 +79,7 @@ def _encode_hole(hole: Hole, call: Call, text: ModelText, info: EngineInfo) -> E
         hole.prefix + hole.ahead if call.echo else "",
         filled.report,
         filled.healed,
+        filled.report.healed_tokens,
         filled.stop_strings,
         overlap_of(hole.suffix.replace("\r\n", "\n")) if text.fill.family else "",
         hole.has_crlf,

@@ -20,7 +20,7 @@ from tabstop.answer import Answer, EncodedPrompt, Observer
 from tabstop.call import Call, Summary
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
-from tabstop.encoding import encode_prompts, too_long
+from tabstop.encoding import PromptPolicy, encode_prompts, too_long
 from tabstop.engine.client import EngineClient
 from tabstop.errors import (
     ContextLengthError,
@@ -32,9 +32,21 @@ from tabstop.errors import (
     from_code,
 )
 from tabstop.text import ModelText, load_text
-from tabstop.types import CachePolicy, EngineInfo, Limits, Priority, RequestId, Sampling, Submit, pack_ids
+from tabstop.types import (
+    CachePolicy,
+    ConstraintSpec,
+    EngineInfo,
+    Limits,
+    Priority,
+    RequestId,
+    Sampling,
+    Submit,
+    pack_ids,
+)
 
 log = logging.getLogger(__name__)
+
+DEFAULT_POLICY = PromptPolicy()
 
 MAX_CHOICES = 1024
 """Most samples of one call, over all of its prompts."""
@@ -66,7 +78,7 @@ class ServedModel:
     text: ModelText
     aliases: tuple[str, ...] = ()  # its other names
     created: int = 0  # seconds since 1970
-    transcodes: bool = True  # raw prompts in another family's markers are laid out anew
+    policy: PromptPolicy = DEFAULT_POLICY
 
     @property
     def max_model_len(self) -> int:
@@ -156,7 +168,7 @@ class Service:
         model = self.resolve(call.model)
         engine = self._route(call, model.engines)
         info = engine.info
-        prompts = await asyncio.to_thread(encode_prompts, call, model.text, info, model.transcodes)
+        prompts = await asyncio.to_thread(encode_prompts, call, model.text, info, model.policy)
         limits = [_limits(call, info, len(prompt.ids), time.perf_counter() - start_time) for prompt in prompts]
         answer = Answer(call, self.shown_name(call.model), model.text.tokenizer, self.observer, self.answers.discard)
         answer.start_time = start_time
@@ -242,6 +254,11 @@ def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: Encod
     is_laid_out = not model.text.fill.layout_ids.isdisjoint(prompt.ids)
     if is_laid_out and not call.ignore_eos:
         limits = structs.replace(limits, stop_sets=(*limits.stop_sets, "fim"))
+    constraints: tuple[ConstraintSpec, ...] = ()
+    if prompt.healed:  # at worst every byte is a token; the answer ends at the client's limit
+        room = model.max_model_len - len(prompt.ids)
+        limits = structs.replace(limits, max_tokens=min(limits.max_tokens + len(prompt.healed), room))
+        constraints = (ConstraintSpec("healing", prompt.healed.hex()),)
     # Only the last part is free text, so no two scopes can spell the same.
     scope = "\0".join((call.tenant, model.name, call.adapter, call.cache_salt))
     return Submit(
@@ -255,6 +272,7 @@ def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: Encod
         ),
         limits=limits,
         num_samples=call.num_samples,
+        constraints=constraints,
         cache=CachePolicy(scope, call.cache_read, call.cache_write, call.cache_retain),
         priority=call.priority,
         tenant=call.tenant,
@@ -302,7 +320,7 @@ def make_service(
         load_text(checkpoint, tokenizer, fim),
         aliases=names[1:],
         created=int(time.time()),
-        transcodes=config.transcode_fim,
+        policy=PromptPolicy(config.transcode_fim, config.token_healing),
     )
     return Service(
         [model],

@@ -19,10 +19,11 @@ from tabstop.engine.core import EngineCore
 from tabstop.engine.scheduler import Scheduler
 from tabstop.errors import MemoryShortageError
 from tabstop.fit import FitReport, fit
+from tabstop.grammar import Vocabulary
 from tabstop.models import Model, ProgressCallback
 from tabstop.models.loader import load_model
 from tabstop.text.defaults import stop_sets
-from tabstop.text.tokenizer import load_tokenizer
+from tabstop.text.tokenizer import Tokenizer, load_tokenizer
 from tabstop.types import EngineInfo
 from tabstop.worker.batch import SlotState
 from tabstop.worker.group import LocalGroup
@@ -50,13 +51,14 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
         worker.warm_up(min(config.max_num_batched_tokens, sizes.num_blocks * config.block_size))
         if config.cuda_graphs:
             worker.capture_graphs()
-    pool = BlockPool(sizes.num_blocks, config.block_size)
+    pool, tokenizer = BlockPool(sizes.num_blocks, config.block_size), load_own_tokenizer(checkpoint, config)
     return EngineCore(
         engine_info(sizes, model, attention, time.monotonic() - start),
         Scheduler(pool, config.max_num_seqs, config.max_num_batched_tokens, config.prefix_cache),
         LocalGroup(worker),
         ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile"),
-        stop_sets=load_stop_sets(checkpoint, config),
+        stop_sets=stop_sets(checkpoint, tokenizer),
+        vocabulary=Vocabulary(model.vocab_size, lambda: tokenizer.token_bytes),
         max_num_waiting=config.max_num_waiting,
         overlap=config.overlap == "on" or (config.overlap == "auto" and sizes.device == "cuda"),
     )
@@ -117,8 +119,9 @@ def measure_num_blocks(model: Model, attention: AttentionBackend, config: Engine
     return size_pool(config, demand, free, sizes.device) - 1
 
 
-def load_stop_sets(checkpoint: Checkpoint, config: EngineConfig) -> dict[str, frozenset[int]]:
+def load_own_tokenizer(checkpoint: Checkpoint, config: EngineConfig) -> Tokenizer:
+    """The engine's copy: stop sets and constraints ask it, requests come as ids."""
     source = checkpoint
     if config.tokenizer:
         source = open_checkpoint(config.tokenizer, offline=config.offline)
-    return stop_sets(checkpoint, load_tokenizer(source))
+    return load_tokenizer(source)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
@@ -22,7 +23,7 @@ from tabstop.engine.plan import LateInputs, StepPlan, StepResult
 from tabstop.engine.request import Request
 from tabstop.engine.scheduler import Scheduler
 from tabstop.errors import ContextLengthError, InputError, InternalError, OverloadedError, TabstopError
-from tabstop.grammar import Constraint, compile_constraint
+from tabstop.grammar import Constraint, Vocabulary, compile_constraint
 from tabstop.types import (
     Abort,
     ConstraintSpec,
@@ -36,6 +37,8 @@ from tabstop.types import (
     Submit,
     unpack_ids,
 )
+
+log = logging.getLogger(__name__)
 
 MIN_DEADLINES = 64
 """Deadlines of ended requests are forgotten once there are more than that, and more than open requests."""
@@ -74,8 +77,11 @@ class EngineCore:
         stop_sets: Mapping[str, frozenset[int]],
         max_num_waiting: int = 1024,
         overlap: bool = False,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
+        """`vocabulary`: what constraints see; None: of no token the bytes."""
         self.info = info
+        self.vocabulary = vocabulary or Vocabulary(info.vocab_size)
         self.scheduler = scheduler
         self.workers = workers
         self.compiler = compiler
@@ -129,7 +135,7 @@ class EngineCore:
         if submit.constraints:
             for request in requests:
                 request.stage = Stage.COMPILING
-            future = self.compiler.submit(_compile_all, submit.constraints, self.info.vocab_size)
+            future = self.compiler.submit(_compile_all, submit.constraints, self.vocabulary)
             self._compiling[submit.request_id] = future
             future.add_done_callback(lambda _: self.wake())
         else:
@@ -247,11 +253,29 @@ class EngineCore:
         requests = self.scheduler.flying(plan.step)
         for index, (row, request) in enumerate(zip(plan.rows, requests, strict=True)):
             if row.constrained and not request.is_finished:
-                mask = np.full(-(-self.info.vocab_size // 32), -1, dtype=np.int32)
-                for constraint in request.constraints:
-                    constraint.fill(mask)
-                late.masks[index] = mask
+                mask = self._mask(request)
+                if mask is not None:
+                    late.masks[index] = mask
         return late
+
+    def _mask(self, request: Request) -> np.ndarray | None:
+        """The tokens that all constraints of a request allow, or None: it then ends with an error.
+
+        One request's constraint must not end the others' streams, so whatever it raises stays its own.
+        """
+        mask = np.full(-(-self.info.vocab_size // 32), -1, dtype=np.int32)
+        try:
+            for constraint in request.constraints:
+                constraint.fill(mask)
+        except Exception:
+            log.exception("a constraint failed")
+            failure = EngineFailure(InternalError.code, "a constraint of this request failed; the log says why")
+        else:
+            if mask.any():
+                return mask
+            failure = EngineFailure(InputError.code, "the constraints of this request allow no further token")
+        self._finish(request, FinishReason.ERROR, failure)
+        return None
 
     # ---- reports
 
@@ -298,5 +322,5 @@ class EngineCore:
         self.compiler.shutdown(wait=False, cancel_futures=True)
 
 
-def _compile_all(specs: Iterable[ConstraintSpec], vocab_size: int) -> list[Constraint]:
-    return [compile_constraint(spec, vocab_size) for spec in specs]
+def _compile_all(specs: Iterable[ConstraintSpec], vocabulary: Vocabulary) -> list[Constraint]:
+    return [compile_constraint(spec, vocabulary) for spec in specs]

@@ -6,14 +6,18 @@ the engine's loop while the request waits. A new kind is one file and one line i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tabstop.errors import InputError
 from tabstop.types import ConstraintSpec
+
+if TYPE_CHECKING:
+    from tabstop.grammar.trie import TokenTrie
 
 
 class Constraint(Protocol):
@@ -41,14 +45,34 @@ class Constraint(Protocol):
         ...
 
 
-Compile = Callable[[Any, int], Constraint]
-"""(spec value, vocab_size) → Constraint. Raises InputError for a value that cannot be compiled."""
+class Vocabulary:
+    """What constraints may know of the tokens. One object an engine; what it takes time to make is made at first use."""
 
-KINDS: dict[str, str | Compile] = {}
+    def __init__(self, size: int, load: Callable[[], Sequence[bytes]] = tuple) -> None:
+        """`size`: ids of the model. `load`: gives what each id adds to a text; may know fewer ids."""
+        self.size = size
+        self._load = load
+
+    @cached_property
+    def token_bytes(self) -> Sequence[bytes]:
+        known = list(self._load())[: self.size]
+        return known + [b""] * (self.size - len(known))
+
+    @cached_property
+    def trie(self) -> TokenTrie:
+        from tabstop.grammar.trie import TokenTrie
+
+        return TokenTrie(self.token_bytes)
+
+
+Compile = Callable[[Any, Vocabulary], Constraint]
+"""(spec value, vocabulary) → Constraint. Raises InputError for a value that cannot be compiled."""
+
+KINDS: dict[str, str | Compile] = {"healing": "tabstop.grammar.healing:compile_healing"}
 """Kind → compile function, or module:function to import when first used."""
 
 
-def compile_constraint(spec: ConstraintSpec, vocab_size: int) -> Constraint:
+def compile_constraint(spec: ConstraintSpec, vocabulary: Vocabulary) -> Constraint:
     """Compiles one constraint; runs on a helper thread. Raises InputError for an unknown kind or a bad value."""
     entry = KINDS.get(spec.kind)
     if entry is None:
@@ -57,4 +81,4 @@ def compile_constraint(spec: ConstraintSpec, vocab_size: int) -> Constraint:
         module, _, name = entry.partition(":")
         entry = getattr(import_module(module), name)
     assert callable(entry)
-    return entry(spec.value, vocab_size)
+    return entry(spec.value, vocabulary)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tabstop.checkpoint import Checkpoint
     from tabstop.text.chat import ChatTemplate
     from tabstop.text.fim import FillIn
+    from tabstop.text.healing import Healer
     from tabstop.text.tokenizer import Tokenizer
     from tabstop.types import Sampling
 
@@ -24,6 +25,7 @@ class ModelText:
     template: ChatTemplate | None  # None: the model cannot chat
     sampling: Sampling  # where a client gives no value
     fill: FillIn  # how it fills holes in files
+    healer: Healer  # takes prompts back to where their tokens are stable
 
 
 def load_text(checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, fim: str = "auto") -> ModelText:
@@ -36,6 +38,7 @@ def load_text(checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, fim: 
     from tabstop.text.chat import load_chat_template
     from tabstop.text.defaults import sampling_defaults
     from tabstop.text.fim import load_fill_in
+    from tabstop.text.healing import Healer
     from tabstop.text.tokenizer import load_tokenizer
 
     source = tokenizer or checkpoint
@@ -45,4 +48,5 @@ def load_text(checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, fim: 
         load_chat_template(source.tokenizer_config),
         sampling_defaults(checkpoint),
         load_fill_in(checkpoint, loaded, fim),
+        Healer(loaded.token_bytes),
     )

@@ -15,6 +15,7 @@ from tabstop.text.fim_budget import divide, keep_end, keep_files, keep_start
 from tabstop.text.fim_detection import choose
 from tabstop.text.fim_families import Family
 from tabstop.text.fim_frames import FRAMES, Frame, Part, Surroundings, Token
+from tabstop.text.healing import Cut, Healer
 from tabstop.text.tokenizer import Encoding, Tokenizer
 
 ANCHOR = "☺"
@@ -82,13 +83,18 @@ class FillIn:
     def name(self) -> str | None:
         return self.family.name if self.family else None
 
-    def encode(self, hole: Hole, budget: int) -> FilledPrompt:
+    def encode(self, hole: Hole, budget: int, healer: Healer | None = None) -> FilledPrompt:
         """At most `budget` tokens. Raises InputError for an order that the family was not trained on.
 
-        An empty suffix becomes what the family takes for one.
+        An empty suffix becomes what the family takes for one. `healer`: takes the prefix back to a stable border.
         """
         hole, report = self._cut(_with_newlines(hole), budget)
-        return FilledPrompt(self._lay_out(hole, report), report, stop_strings=self._stop_strings(hole))
+        frame = FRAMES[self.family.frame](hole.around) if self.family else Frame()
+        prefix = self._plain(frame.head + hole.prefix + hole.ahead)
+        cut = healer.cut(prefix, keep=0 if self.family else 1) if healer else Cut(prefix)
+        report.healed_tokens = cut.num_removed
+        ids = self._lay_out(hole, frame, cut.ids, report)
+        return FilledPrompt(ids, report, cut.removed, self._stop_strings(hole))
 
     # ---- inside
 
@@ -106,12 +112,10 @@ class FillIn:
             raise InputError(f"{self.family.name} was not trained on {order!r}; use {known}", param="fim_order")
         return order
 
-    def _lay_out(self, hole: Hole, report: FillReport) -> list[int]:
+    def _lay_out(self, hole: Hole, frame: Frame, prefix_ids: list[int], report: FillReport) -> list[int]:
         if self.family is None:
-            return self._tokenizer.with_bos(self._plain(hole.prefix + hole.ahead))
+            return self._tokenizer.with_bos(prefix_ids)
         report.order = self._order(hole)
-        frame = FRAMES[self.family.frame](hole.around)
-        prefix_ids = self._plain(frame.head + hole.prefix + hole.ahead)
         suffix_ids = self._inside(hole.suffix or self.family.empty_suffix)
         texts = {"P": prefix_ids, "S": suffix_ids}
         ids = [*self._encode_parts(frame.before)]
