@@ -360,3 +360,40 @@ def test_prompt_only_requests_compute_and_end():
     driver.run()
     assert driver.finish[key, 0] is FinishReason.LENGTH and driver.tokens[key, 0] == []
     assert core.workers.num_computed_tokens == 40
+
+
+class Faulty(OnlyEven):
+    """Fails or forbids everything at its third token."""
+
+    fault = "fill"
+
+    def fill(self, mask):
+        if len(self.accepted) == 2 and self.fault == "fill":
+            raise RuntimeError("broken")
+        if len(self.accepted) == 2 and self.fault == "nothing allowed":
+            mask[:] = 0
+        super().fill(mask)
+
+    def accept(self, token_id):
+        super().accept(token_id)
+        if len(self.accepted) == 3 and self.fault == "accept":
+            raise RuntimeError("broken")
+
+    def fork(self):
+        return type(self)(self.num_tokens, self.vocab_size)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("fill", "internal_error"), ("accept", "internal_error"), ("nothing allowed", "invalid_request")],
+)
+def test_a_faulty_constraint_ends_its_own_request_only(monkeypatch, overlap, fault, code):
+    monkeypatch.setattr(Faulty, "fault", fault)
+    monkeypatch.setitem(grammar.KINDS, "faulty", Faulty)
+    driver = Driver(make_core(overlap=overlap))
+    faulty = driver.add([1, 2], 20, constraints=(ConstraintSpec("faulty", 10),))
+    other = driver.add([1, 2, 3], 20)
+    driver.run()
+    assert driver.finish[faulty, 0] is FinishReason.ERROR and driver.deltas[faulty, 0].failure.code == code
+    assert driver.tokens[other, 0] == expected_output([1, 2, 3], 20, GREEDY)

@@ -8,6 +8,7 @@ order of class, then arrival. When blocks run out, the last sample in that order
 
 from __future__ import annotations
 
+import logging
 from bisect import insort
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,7 +16,10 @@ from itertools import chain
 from tabstop.cache.blocks import Block, BlockPool, Match
 from tabstop.engine.plan import PENDING, Admission, Copy, Row, StepPlan, StepResult, TableUpdate
 from tabstop.engine.request import Request
+from tabstop.errors import InternalError
 from tabstop.types import Delta, EngineFailure, FinishReason, Ledger, Stage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -89,8 +93,13 @@ class Scheduler:
         plan, flight = StepPlan(self.step), Flight()
         self._make_way()
         budget = self.max_num_batched_tokens
-        ready = [request for request in self.running if request.num_left]
-        for request in sorted(ready, key=lambda request: request.num_left > 1):  # stable: order within each
+        singles: list[Request] = []
+        others: list[Request] = []
+        for request in self.running:
+            num_left = request.num_left
+            if num_left:
+                (singles if num_left == 1 else others).append(request)
+        for request in chain(singles, others):
             if budget and request.slot >= 0:  # not preempted meanwhile
                 budget -= self._advance(plan, flight, request, budget)
         while budget and self.waiting and (match := self._fit(self.waiting[0])):
@@ -199,15 +208,16 @@ class Scheduler:
         self.counters.num_cached_tokens += request.num_computed
 
     def _make_way(self) -> None:
-        """Preempts samples of a lower class while the first waiting request does not fit beside them."""
-        while (
-            self.waiting
-            and self.running
-            and self.running[-1].priority > self.waiting[0].priority
-            and not self.waiting[0].num_in_flight
-            and self._fit(self.waiting[0]) is None
-        ):
-            self._preempt(self.running[-1])
+        """Preempts samples of a lower class while the first waiting request does not fit beside them, if that helps."""
+        if not self.waiting or self.waiting[0].num_in_flight:
+            return
+        head = self.waiting[0]
+        lower = [request for request in self.running if request.priority > head.priority]
+        num_blocks = self.pool.num_available + sum(len(request.blocks) for request in lower)
+        if self._num_blocks(head.num_tokens) > num_blocks:
+            return
+        while lower and self._fit(head) is None:
+            self._preempt(lower.pop())
 
     def _preempt(self, request: Request) -> None:
         """Back to waiting, to be recomputed; what it computed stays findable until evicted."""
@@ -230,14 +240,12 @@ class Scheduler:
 
     def _land(self, row: Row, request: Request, tokens: list[int]) -> None:
         request.num_in_flight -= row.sample
-        finish, kept = None, []
+        finish, failure, kept = None, None, []
         for token_id in tokens:
             request.tokens.append(token_id)
             kept.append(token_id)
-            for constraint in request.constraints:
-                constraint.accept(token_id)
-            request.constraints = [constraint for constraint in request.constraints if not constraint.released]
-            finish = request.finish_reason(token_id)
+            failure = _accept(request, token_id)
+            finish = FinishReason.ERROR if failure else request.finish_reason(token_id)
             if finish:
                 break
         self.counters.num_generation_tokens += len(kept)
@@ -248,7 +256,9 @@ class Scheduler:
         if kept and request.stage is Stage.PROMPT:
             request.stage = Stage.DECODING
         if finish:
-            self._end(request, request.delta(kept, finish))
+            delta = request.delta(kept, finish)
+            delta.failure = failure
+            self._end(request, delta)
         elif kept:
             self._deltas.append(request.delta(kept))
         if is_prompt_done:
@@ -328,6 +338,18 @@ class Scheduler:
             assert len(request.blocks) >= self._num_blocks(request.num_computed)
         for request in self.waiting:
             assert not request.blocks and request.slot < 0 and request.num_computed == 0
+
+
+def _accept(request: Request, token_id: int) -> EngineFailure | None:
+    """Advances the request's constraints; why it must end, if one of them raises."""
+    try:
+        for constraint in request.constraints:
+            constraint.accept(token_id)
+    except Exception:
+        log.exception("a constraint failed")
+        return EngineFailure(InternalError.code, "a constraint of this request failed; the log says why")
+    request.constraints = [constraint for constraint in request.constraints if not constraint.released]
+    return None
 
 
 def _order(request: Request) -> tuple[int, int, int]:
