@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tabstop.kernels import activation, copy_blocks, norm, rope_store, sample
+from tabstop.kernels import activation, copy_blocks, gemv, norm, rope_store, sample
 from tabstop.kernels.attention import Launch, Rows, View, attend_torch
 from tabstop.kernels.decode import DecodePlan, decode_triton, plan_decode
 from tabstop.kernels.language import jit, tl, triton
@@ -400,6 +400,88 @@ def rotations(num_rows: int, heads: Heads) -> tuple[Callable[[], Any], Callable[
     return lambda: rope_store.rotate_and_store_triton(qkv, cos, sin, kv, slots), plain
 
 
+MATRICES: dict[str, tuple[int, int]] = {
+    "1.3B qkv": (6144, 2048),
+    "1.3B out": (2048, 2048),
+    "1.3B gate_up": (11008, 2048),
+    "1.3B down": (2048, 5504),
+    "1.3B head": (32256, 2048),
+    "7B qkv": (4608, 3584),
+    "7B out": (3584, 3584),
+    "7B gate_up": (37888, 3584),
+    "7B down": (3584, 18944),
+    "7B head": (152064, 3584),
+    "13B qkv": (15360, 5120),
+    "13B out": (5120, 5120),
+    "13B gate_up": (27648, 5120),
+    "13B down": (5120, 13824),
+    "13B head": (32016, 5120),
+}
+"""Rows and columns."""
+
+GEMV_LAUNCHES = ((4, 1024, 4), (4, 2048, 4), (2, 2048, 4), (8, 2048, 8), (2, 512, 2), (8, 1024, 8), (16, 1024, 8))
+"""Rows, columns and warps of variants for one row of x, beside what plan_gemv chooses."""
+
+
+def gemvs() -> None:
+    """A few rows times a matrix, ours beside the library; gate_up also with SiLU·mul behind."""
+    for name, size in MATRICES.items():
+        rows, columns = (24, 64) if REHEARSES else size
+        weights = [randn(rows, columns) / columns**0.5 for _ in range(copies(rows * columns * 2))]
+        for num_rows in (1, 2, 4, 8):
+            x = randn(num_rows, columns)
+            gated = name.endswith("gate_up")
+            time_gemv(name, x, weights, None, gated=False)
+            if gated:
+                time_gemv(name, x, weights, None, gated=True)
+            varied = num_rows == 1 and "13B" not in name and "head" not in name
+            for cut in GEMV_LAUNCHES if varied else ():
+                time_gemv(name, x, weights, gemv.Launch(*cut), gated=gated)
+        if name in ("1.3B qkv", "1.3B out", "1.3B down"):
+            chain_gemv(name, weights)
+        del weights
+
+
+def chain_gemv(name: str, weights: list[torch.Tensor]) -> None:
+    """Norm and product in turn, the product started early or not. The norm is not, so pairs never overlap."""
+    x, scale = randn(1, weights[0].shape[1]), randn(weights[0].shape[1])
+    expected = gemv.gemv_torch(norm.rms_norm_torch(x, scale, 1e-5), weights[0], None)
+    default = gemv.plan_gemv(1, x.shape[1])
+    for launch in (default,) if REHEARSES else (default, replace(default, early=True)):
+
+        def pair(weight: torch.Tensor, launch: gemv.Launch = launch) -> torch.Tensor:
+            return gemv.gemv_triton(norm.rms_norm_triton(x, scale, 1e-5), weight, None, launch)
+
+        error = worst(pair(weights[0]), expected)
+        elapsed = seconds([lambda w=w, pair=pair: pair(w) for w in weights], num_replays=4)
+        emit("gemv", matrix=name, what="norm, then product", launch=str(launch), error=error, us=elapsed * 1e6)
+
+
+def time_gemv(
+    name: str, x: torch.Tensor, weights: list[torch.Tensor], launch: gemv.Launch | None, *, gated: bool
+) -> None:
+    """One line; a launch of its own is not compared with the library again."""
+    ours, twin = (gemv.gated_gemv_triton, gemv.gated_gemv_torch) if gated else (gemv.gemv_triton, gemv.gemv_torch)
+    chosen = launch or gemv.plan_gemv(len(x), x.shape[1], gated)
+    line: dict[str, Any] = {"matrix": name, "rows": len(x), "gated": gated, "launch": str(chosen)}
+    num_bytes = weights[0].numel() * 2
+    try:
+        line["error"] = worst(ours(x, weights[0], None, chosen), twin(x, weights[0], None))
+        elapsed = seconds([lambda w=w: ours(x, w, None, chosen) for w in weights], num_replays=4)
+        line |= {"us": elapsed * 1e6, "gb_s": num_bytes / elapsed / 1e9}
+        if launch is None:
+            elapsed = seconds([lambda w=w: linear(x, w, gated=gated) for w in weights], num_replays=4)
+            line |= {"linear_us": elapsed * 1e6, "linear_gb_s": num_bytes / elapsed / 1e9}
+    except Exception as error:
+        line["failed"] = repr(error)[:200]
+    emit("gemv", **line)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, *, gated: bool) -> torch.Tensor:
+    product = functional.linear(x, weight)
+    return activation.silu_and_multiply(product) if gated else product
+
+
 def planning() -> None:
     """What a step pays once: the tiles of prompts, copies of blocks, and the host's time to launch."""
     load = workload(GQA, 256, 8, 64)
@@ -445,6 +527,7 @@ SECTIONS: dict[str, Callable[[], None]] = {
     "decode_small": decode_small,
     "prompts": prompts,
     "fused": fused,
+    "gemv": gemvs,
     "planning": planning,
     "sampling": sampling,
 }

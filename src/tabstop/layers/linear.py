@@ -57,6 +57,11 @@ class Linear(nn.Module):
         assert self.weight is not None, "not loaded"
         return self.weight.multiply(x, self.bias)
 
+    def gated(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, columns] → SiLU(first half of the rows) · second half, [T, rows / 2]."""
+        assert self.weight is not None, "not loaded"
+        return self.weight.multiply_gated(x, self.bias)
+
 
 def _matrix_part(prefix: str, columns: int, part: Part, split: Split) -> MatrixPart:
     name = f"{prefix}.{part.name}" if prefix else part.name

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 
 from tabstop.errors import UnsupportedModelError
-from tabstop.kernels.activation import silu_and_multiply
 from tabstop.layers import SINGLE, Shard
 from tabstop.layers.linear import Linear, Part
 from tabstop.quant import Placement
@@ -50,12 +49,12 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, hidden] → [T, hidden]."""
-        result: torch.Tensor = self.down(self.combine(self.gate_up(x)))
+        result: torch.Tensor = self.down(self.gated(x))
         return result
 
-    def combine(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """[T, 2 * size], gate first → [T, size]."""
-        return silu_and_multiply(gate_up)
+    def gated(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, hidden] → [T, size]."""
+        return self.gate_up.gated(x)
 
 
 class StackedGatedMLP(GatedMLP):
@@ -68,9 +67,10 @@ class StackedGatedMLP(GatedMLP):
 class GeluGatedMLP(GatedMLP):
     """down(gelu(gate(x)) · up(x)), by the tanh formula."""
 
-    def combine(self, gate_up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return _gelu_tanh(gate) * up
+    def gated(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        result: torch.Tensor = _gelu_tanh(gate) * up
+        return result
 
 
 class PlainMLP(nn.Module):

@@ -138,6 +138,10 @@ class Weight(Protocol):
         """x [T, columns] → [T, rows]."""
         ...
 
+    def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [T, columns] → SiLU(first half of the product) · second half, [T, rows / 2]."""
+        ...
+
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """ids int64 [T] → those rows, [T, columns]: the embedding lookup."""
         ...

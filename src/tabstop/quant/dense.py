@@ -7,11 +7,35 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
+from tabstop.kernels.activation import silu_and_multiply
+from tabstop.kernels.gemv import gated_gemv_triton, gemv_triton
+from tabstop.kernels.language import triton
 from tabstop.quant import Loading, MatrixPart, StoredTensor, TensorRead
 
 WINDOW_VALUES = 1 << 20
 """Matrices are converted in windows of about that many values: no second copy of a large one, and temporaries stay in
 the processor's cache (windows of 32 million took three to thirty times as long)."""
+
+
+GEMV_ROWS = (1, 2, 4)
+"""Numbers of rows for which our own kernel multiplies: those that decode graphs hold, so it is compiled before the
+first request. With up to four rows a product is bound by reading the matrix, and the library reads at half the card's
+rate when matrices are small; beyond, matrix units are worth more."""
+
+
+def prefers_gemv(x: torch.Tensor, matrix: torch.Tensor) -> bool:
+    """Whether x [T, columns] meets the matrix in kernels/gemv.py; everything else is the library's."""
+    return (
+        x.is_cuda
+        and triton is not None
+        and x.dim() == 2
+        and len(x) in GEMV_ROWS
+        and x.dtype == matrix.dtype
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and x.is_contiguous()
+        and matrix.is_contiguous()
+        and x.shape[1] % 8 == 0  # rows begin at multiples of 16 bytes, or loads are narrow
+    )
 
 
 class DenseWeight:
@@ -22,7 +46,14 @@ class DenseWeight:
         self.num_bytes = matrix.numel() * matrix.element_size()
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if prefers_gemv(x, self.matrix):
+            return gemv_triton(x, self.matrix, bias)
         return functional.linear(x, self.matrix, bias)
+
+    def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if prefers_gemv(x, self.matrix):
+            return gated_gemv_triton(x, self.matrix, bias)
+        return silu_and_multiply(functional.linear(x, self.matrix, bias))
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         return self.matrix.index_select(0, ids)
