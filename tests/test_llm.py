@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -79,6 +80,8 @@ def test_bad_input_says_what_is_allowed(llm):
         llm.generate(["a", "b"], [GREEDY] * 3)
     with pytest.raises(InputError, match="a prompt is"):
         llm.generate([3.5], GREEDY, use_tqdm=False)
+    with pytest.raises(InputError, match="not valid Unicode"):
+        llm.generate("x\udcff", GREEDY, use_tqdm=False)
     with pytest.raises(InputError, match="context"):
         llm.generate("x" * 300, GREEDY, use_tqdm=False)
     assert llm._client.core.num_requests == 0
@@ -100,3 +103,15 @@ def test_a_closed_llm_says_so(tmp_path, caplog):
         llm.generate("x", GREEDY)
     with pytest.raises(EngineDeadError):
         next(llm.stream("x", GREEDY))
+
+
+def test_closing_ends_the_calls_of_other_threads(tmp_path):
+    llm = LLM(model=str(tiny_llama(tmp_path)), num_threads=1)
+    endless = SamplingParams(max_tokens=400, ignore_eos=True)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(llm.generate, ["x"] * 200, endless, use_tqdm=False)
+        while not llm._client.stats.num_running:
+            time.sleep(0.01)
+        llm.close()
+        with pytest.raises(EngineDeadError):
+            running.result(timeout=20)

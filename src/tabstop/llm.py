@@ -105,10 +105,11 @@ class LLM:
         return self._service.models[0].text.tokenizer
 
     def close(self) -> None:
-        """Ends the engine; further calls raise EngineDeadError. May be called twice."""
+        """Ends the engine; running and further calls raise EngineDeadError. May be called twice."""
         if self._loop.is_closed():
             return
         self._client.close()
+        asyncio.run_coroutine_threadsafe(_others_end(), self._loop).result()  # callers in other threads hear of it
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -199,10 +200,27 @@ def _prompt(entry: PromptLike) -> Prompt:
     if isinstance(entry, dict):
         entry = entry["prompt_token_ids"] if "prompt_token_ids" in entry else entry.get("prompt", entry)
     if isinstance(entry, str):
+        if not _is_unicode(entry):
+            raise InputError("a prompt is not valid Unicode; decode it as UTF-8 with errors='replace'", param="prompt")
         return TextPrompt(entry)
     if isinstance(entry, list) and all(isinstance(token_id, int) for token_id in entry):
         return TokenPrompt(entry)
     raise InputError('a prompt is a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": ids}')
+
+
+def _is_unicode(text: str) -> bool:
+    """False for lone surrogates: they stand for bytes of a file or an argument that were no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+async def _others_end() -> None:
+    """Waits until every other task of this loop has ended."""
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others)
 
 
 async def _first_error(coroutine: Coroutine[Any, Any, T]) -> T:
