@@ -127,7 +127,8 @@ CATALOGUE: tuple[CatalogueRow, ...] = (
         "CodeGen",
         "CodeGen 350M to 16B",
         "CodeGenForCausalLM",
-        "GPT-J's block; neighbours turn; q, v, k packed in four groups of heads; published as pickle files: convert them to safetensors first",
+        "GPT-J's block; neighbours turn; q, v, k packed in four groups of heads; published as pickle files, which "
+        "must be converted to safetensors first",
     ),
     _row(
         "Granite",
