@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,13 @@ def test_models_lists_every_family_that_is_registered() -> None:
     rows = json.loads(run("models", "--json").stdout)
     assert {name for row in rows for name in row["architectures"]} == set(FAMILIES)
     assert all(name in run("models").stdout for name in ("Starcoder2ForCausalLM", "safetensors"))
+
+
+def test_an_interrupted_continuation_ends_without_a_complaint(tmp_path):
+    model = str(tiny_llama(tmp_path, max_position_embeddings=8192, eos_token_id=[]))
+    command = [sys.executable, "-m", "tabstop", "generate", model, "--prompt", "x", "--max-tokens", "8000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=60)
+    assert (process.returncode, complaint) == (130, b"")

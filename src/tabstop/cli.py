@@ -130,10 +130,12 @@ def generate(
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop)
     text = sys.stdin.read() if prompt == "-" else prompt
     llm = LLM(**dataclasses.asdict(engine))
-    for piece in llm.stream(text, params):
-        print(piece, end="", flush=True)
-    print()
-    llm.close()
+    try:
+        for piece in llm.stream(text, params):
+            print(piece, end="", flush=True)
+        print()
+    finally:  # Ctrl-C too: an engine that outlives the interpreter's threads complains
+        llm.close()
 
 
 @app.command()
