@@ -8,7 +8,6 @@ several on a multiprocessor at once, keep the memory busy and even out the last 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -140,9 +139,10 @@ def _add_products(
     sums: tl.tuple, weights: tl.tensor, x: tl.tensor, inside: tl.tensor, COLUMNS: tl.constexpr
 ) -> tl.tuple:
     """sums[t] + weights · row t of x, for each t."""
-    added: Any = (sums[0] + weights * tl.load(x, inside, other=0.0).to(tl.float32),)
+    added = (sums[0] + weights * tl.load(x, inside, other=0.0).to(tl.float32),)
     for row in tl.static_range(1, len(sums)):
-        added += (sums[row] + weights * tl.load(x + row * COLUMNS, inside, other=0.0).to(tl.float32),)
+        values = tl.load(x + row * COLUMNS, inside, other=0.0).to(tl.float32)
+        added += (sums[row] + weights * values,)  # type: ignore[assignment]
     return added
 
 
