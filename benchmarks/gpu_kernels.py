@@ -419,7 +419,7 @@ MATRICES: dict[str, tuple[int, int]] = {
 }
 """Rows and columns."""
 
-GEMV_LAUNCHES = ((4, 1024, 4), (4, 2048, 4), (2, 2048, 4), (8, 2048, 8), (2, 512, 2), (8, 1024, 8), (16, 1024, 8))
+GEMV_LAUNCHES = ((4, 1024, 4), (4, 2048, 4), (2, 2048, 4), (8, 2048, 8), (2, 512, 2), (4, 512, 2), (8, 1024, 8))
 """Rows, columns and warps of variants for one row of x, beside what plan_gemv chooses."""
 
 
