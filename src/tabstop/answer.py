@@ -292,6 +292,7 @@ class Answer:
         request.num_open -= 1
         self.summary.num_overlaps += ended.is_overlap
         self.summary.finishes.append(finish)
+        self.usage.seconds = time.perf_counter() - self.start_time
         self._observer.on_text_states(-1)
         if not is_known:
             sample = index - request.first_index
@@ -301,7 +302,7 @@ class Answer:
         now = time.perf_counter()
         self.usage.num_completion_tokens += num_tokens
         if self.summary.first_token_seconds is None:
-            self.summary.first_token_seconds = now - self.start_time
+            self.summary.first_token_seconds = self.usage.prompt_seconds = now - self.start_time
             self._observer.on_first_token(self.summary.model, now - self.start_time)
         elif sample.last_time is not None:
             self._observer.on_next_tokens(self.summary.model, now - sample.last_time, num_tokens)

@@ -94,6 +94,8 @@ class Usage:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt tokens, found in the prefix cache
     num_completion_tokens: int = 0
+    prompt_seconds: float = 0.0  # from the call to its first token
+    seconds: float = 0.0  # from the call to its last end
 
 
 @dataclass(slots=True)

@@ -22,7 +22,16 @@ from tabstop import __version__
 from tabstop.api.body import read_body
 from tabstop.api.edge import Edge, Guard
 from tabstop.api.errors import error_response, routing_response
+from tabstop.api.llamacpp import (
+    LlamaFormat,
+    apply_template,
+    infill_call,
+    llama_completion_call,
+    props,
+    slots,
+)
 from tabstop.api.metrics import CONTENT_TYPE, Metrics
+from tabstop.api.mistral import FimFormat, fim_call
 from tabstop.api.openai import Caller, ChatFormat, CompletionFormat, chat_call, completion_call
 from tabstop.api.reply import Reply
 from tabstop.api.schema import (
@@ -32,6 +41,11 @@ from tabstop.api.schema import (
     CompletionBody,
     DetokenizeBody,
     Generation,
+    InfillBody,
+    LlamaBody,
+    LlamaCompletionBody,
+    MistralBody,
+    TemplateBody,
     TokenizeBody,
     decode_body,
 )
@@ -104,6 +118,12 @@ class Endpoints:
         return [
             Route("POST", "/completions", self.completions, "Complete a text", True, CompletionBody),
             Route("POST", "/chat/completions", self.chat, "Answer a chat", True, ChatBody),
+            Route("POST", "/fim/completions", self.fim, "Fill a hole (Mistral)", True, MistralBody),
+            Route("POST", "/infill", self.infill, "Fill a hole (llama.cpp)", True, InfillBody),
+            Route("POST", "/completion", self.completion, "Complete a text (llama.cpp)", False, LlamaCompletionBody),
+            Route("GET", "/props", self.props, "The server as llama.cpp describes itself"),
+            Route("GET", "/slots", self.slots, "What runs, as llama.cpp says it"),
+            Route("POST", "/apply-template", self.apply_template, "Messages to a prompt", False, TemplateBody),
             Route("GET", "/models", self.models, "List models", True),
             Route("GET", "/models/{model:path}", self.model, "Describe a model", True),
             Route("POST", "/tokenize", self.tokenize, "Text to token ids", True, TokenizeBody),
@@ -124,6 +144,23 @@ class Endpoints:
     async def chat(self, request: Request) -> Response:
         body = await self._read(request, ChatBody)
         return self._reply(body, chat_call(body, _caller(request)), ChatFormat)
+
+    async def fim(self, request: Request) -> Response:
+        body = await self._read(request, MistralBody)
+        return self._reply(body, fim_call(body, _caller(request)), FimFormat)
+
+    async def infill(self, request: Request) -> Response:
+        body = await self._read(request, InfillBody)
+        return self._llama_reply(body, infill_call(body, _caller(request)))
+
+    async def completion(self, request: Request) -> Response:
+        body = await self._read(request, LlamaCompletionBody)
+        return self._llama_reply(body, llama_completion_call(body, _caller(request)))
+
+    def _llama_reply(self, body: LlamaBody, call: Call) -> Response:
+        max_model_len = self._service.resolve(call.model).max_model_len
+        form = LlamaFormat(self._service.shown_name(call.model), body, max_model_len)
+        return Reply(self._service, call, form, stream=bool(body.stream))
 
     def _reply(self, body: Generation, call: Call, form: type[CompletionFormat | ChatFormat]) -> Response:
         model = self._service.shown_name(call.model)
@@ -157,6 +194,16 @@ class Endpoints:
         body = await self._read(request, DetokenizeBody)
         model = self._service.resolve(body.model or "")
         return _json(await asyncio.to_thread(detokenize, body, model.text))
+
+    async def apply_template(self, request: Request) -> Response:
+        body = await self._read(request, TemplateBody)
+        return _json(await asyncio.to_thread(apply_template, body, self._service.resolve(body.model or "")))
+
+    async def props(self, request: Request) -> Response:
+        return _json(props(self._service.models[0]))
+
+    async def slots(self, request: Request) -> Response:
+        return _json(slots(self._service.models[0]))
 
     # ---- about the server
 

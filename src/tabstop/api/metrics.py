@@ -29,6 +29,13 @@ BUCKETS = (*(ms / 1000 for ms in MILLISECONDS), *SECONDS)
 TOKEN_BUCKETS = (0.0005, 0.001, 0.0015, *(ms / 1000 for ms in MILLISECONDS[1:]), 1, 2, 5, 10)
 
 
+CLIENTS = (
+    *("continue", "llama.vscode", "llm-ls", "tabby", "twinny", "zed", "minuet", "cody", "jetbrains", "neovim", "vim"),
+    *("vscode", "openai", "python", "curl", "node", "axios"),
+)
+"""What user agents are looked for, in this order."""
+
+
 class Metrics:
     """An Observer (answer.py) that fills Prometheus metrics and writes one log line for each request."""
 
@@ -52,6 +59,16 @@ class Metrics:
             ("answer_completion_tokens", "Tokens kept in ended answers"),
         )
         self._tokens = [Counter(name, text, ["model"], **shared) for name, text in tokens]
+        fills = (
+            ("fill_requests", "Holes filled", ["model", "family", "client"]),
+            ("fill_transcoded", "Raw prompts in another family's markers", ["model", "family"]),
+            ("fill_recomputed_tokens", "Prompt tokens of holes not found in the prefix cache", ["model"]),
+            ("fill_overlaps", "Samples cut where they repeated the suffix", ["model"]),
+            ("healed_tokens", "Tokens taken back from the ends of prompts", ["model"]),
+        )
+        self._fills, self._transcoded, self._recomputed, self._overlaps, self._healed = (
+            Counter(name, text, labels, **shared) for name, text, labels in fills
+        )
         self._http = Counter("http_responses", "Responses, by route and status", ["route", "status"], **shared)
         self._states = Gauge(
             "text_states", "Samples whose text is being assembled", multiprocess_mode="livesum", **shared
@@ -76,9 +93,21 @@ class Metrics:
         counts = (usage.num_prompt_tokens, usage.num_cached_tokens, usage.num_completion_tokens)
         for counter, count in zip(self._tokens, counts, strict=True):
             counter.labels(model).inc(count)
+        self._count_fills(summary)
         if summary.outcome == "ok":
             self._whole.labels(model).observe(summary.seconds)
         _log_line(summary)
+
+    def _count_fills(self, summary: Summary) -> None:
+        model, usage = summary.model, summary.usage
+        for fill in summary.fills:
+            self._fills.labels(model, fill.family or "none", client_of(summary.client)).inc()
+            if fill.transcoded:
+                self._transcoded.labels(model, fill.transcoded).inc()
+        if summary.fills:
+            self._recomputed.labels(model).inc(usage.num_prompt_tokens - usage.num_cached_tokens)
+            self._overlaps.labels(model).inc(summary.num_overlaps)
+        self._healed.labels(model).inc(summary.num_healed_tokens)
 
     # ---- HTTP
 
@@ -96,6 +125,12 @@ class Metrics:
         engines = CollectorRegistry()
         engines.register(self._engines)
         return bytes(generate_latest(registry) + generate_latest(engines))
+
+
+def client_of(user_agent: str) -> str:
+    """A known client's name, or "other": no client can invent labels."""
+    lower = user_agent.lower()
+    return next((name for name in CLIENTS if name in lower), "other")
 
 
 def _log_line(summary: Summary) -> None:

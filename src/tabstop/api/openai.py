@@ -73,7 +73,7 @@ class Caller:
 def completion_call(body: CompletionBody, caller: Caller) -> Call:
     """Raises InputError or NotSupportedError, naming the parameter."""
     bos = body.add_special_tokens is not False
-    prompts: Sequence[Prompt] = _prompts(body.prompt, bos)
+    prompts: Sequence[Prompt] = prompts_of(body.prompt, bos)
     if body.suffix or body.files:
         prompts = [_hole(prompt, body) for prompt in prompts]
     if body.distinct and body.stream:
@@ -85,7 +85,7 @@ def completion_call(body: CompletionBody, caller: Caller) -> Call:
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         echo=bool(body.echo),
-        **_shared(body, caller),
+        **shared(body, caller),
     )
 
 
@@ -109,7 +109,7 @@ def chat_call(body: ChatBody, caller: Caller) -> Call:
     if body.function_call != "none":
         _refuse_unsupported(body, ("functions", "function_call"))
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return Call(prompts=(conversation(body),), max_tokens=max_tokens, **_shared(body, caller))
+    return Call(prompts=(conversation(body),), max_tokens=max_tokens, **shared(body, caller))
 
 
 def conversation(body: Any) -> Conversation:
@@ -137,7 +137,7 @@ def _message(message: MessageBody, index: int) -> dict[str, Any]:
     return {"role": message.role, "content": content or ""} | {key: value for key, value in extra.items() if value}
 
 
-def _prompts(prompt: str | list[Any], bos: bool) -> list[Prompt]:
+def prompts_of(prompt: str | list[Any], bos: bool) -> list[Prompt]:
     """A text, some texts, ids, or some lists of ids."""
     if isinstance(prompt, str):
         return [TextPrompt(prompt, bos)]
@@ -155,8 +155,8 @@ def _prompts(prompt: str | list[Any], bos: bool) -> list[Prompt]:
     raise InputError("prompt mixes kinds; give a text, texts, token ids, or lists of token ids", param="prompt")
 
 
-def _shared(body: Generation, caller: Caller) -> dict[str, Any]:
-    """What both kinds of call take alike. Raises InputError or NotSupportedError."""
+def shared(body: Generation, caller: Caller) -> dict[str, Any]:
+    """What all kinds of call take alike: fields of Call. Raises InputError or NotSupportedError."""
     num_samples = body.n or 1
     _refuse_unsupported(body, Refused.__struct_fields__)
     if body.logprobs is not None and body.logprobs is not False:
@@ -291,11 +291,7 @@ class ChatFormat(OpenAIFormat):
         return content + (self._event([_chat_choice(delta.index, "delta", {}, delta)]) if delta.finish else b"")
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
-        messages = [{"role": "assistant", "content": choice.text} for choice in choices]
-        merged = zip(choices, messages, strict=True)
-        return self._whole(
-            [_chat_choice(choice.index, "message", message, choice) for choice, message in merged], usage
-        )
+        return self._whole(chat_choices(choices, "message"), usage)
 
 
 def fill_object(fill: FillReport | None) -> dict[str, Any]:
@@ -337,6 +333,15 @@ def _finish(delta: TextDelta | None) -> dict[str, Any]:
 
 def _completion_choice(delta: TextDelta) -> dict[str, Any]:
     return {"index": delta.index, "text": delta.text, "logprobs": None, **_finish(delta)}
+
+
+def chat_choices(choices: Sequence[TextDelta], key: str) -> list[dict[str, Any]]:
+    """Chat-shaped choices; `key`: message, or delta (which holds what is new)."""
+    role = {"role": "assistant"} if key == "message" else {}
+    return [
+        _chat_choice(choice.index, key, role | ({"content": choice.text} if role or choice.text else {}), choice)
+        for choice in choices
+    ]
 
 
 def _chat_choice(index: int, key: str, content: dict[str, str], delta: TextDelta | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
@@ -66,10 +67,21 @@ class Reply(Response):
                 else:
                     choices[delta.index] = delta
         await answer.close()
-        body = self._format.whole([choices[index] for index in sorted(choices)], answer.usage)
+        ordered = [choices[index] for index in sorted(choices)]
+        if self._call.distinct:
+            ordered = distinct(ordered)
+        body = self._format.whole(ordered, answer.usage)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def distinct(choices: list[TextDelta]) -> list[TextDelta]:
+    """The first of all choices whose texts differ in blanks only, numbered anew."""
+    first: dict[str, TextDelta] = {}
+    for choice in choices:
+        first.setdefault(" ".join(choice.text.split()), choice)
+    return [replace(choice, index=index) for index, choice in enumerate(first.values())]
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -125,6 +125,41 @@ class CompletionBody(AroundHole, kw_only=True):
     add_special_tokens: bool | None = None
 
 
+class MistralBody(AroundHole, kw_only=True):
+    """POST /v1/fim/completions."""
+
+    prompt: str
+    suffix: str | None = None
+    random_seed: Seed | None = None
+
+
+class LlamaBody(AroundHole, kw_only=True):
+    """What /infill and /completion share."""
+
+    n_predict: Annotated[int, Meta(ge=-2, le=2**31 - 1)] | None = None
+    n_indent: Count | None = None
+    n_cmpl: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    t_max_predict_ms: Annotated[float, Meta(ge=0)] | None = None
+    response_fields: list[Name] | None = None
+    return_tokens: bool | None = None
+    id_slot: int | None = None
+
+
+class InfillBody(LlamaBody, kw_only=True):
+    """POST /infill."""
+
+    input_prefix: str = ""
+    input_suffix: str = ""
+    input_extra: Annotated[list[FileBody], Meta(max_length=1024)] | None = None
+    prompt: str = ""
+
+
+class LlamaCompletionBody(LlamaBody, kw_only=True):
+    """POST /completion."""
+
+    prompt: str | list[str | TokenId | list[TokenId]] = ""
+
+
 class ContentPart(msgspec.Struct, kw_only=True):
     """A piece of a message; only type text is supported."""
 
@@ -177,6 +212,14 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     with_pieces: bool = False
 
 
+class TemplateBody(msgspec.Struct, kw_only=True):
+    """POST /apply-template."""
+
+    messages: Annotated[list[MessageBody], Meta(min_length=1, max_length=16384)]
+    model: Name | None = None
+    add_generation_prompt: bool = True
+
+
 class DetokenizeBody(msgspec.Struct, kw_only=True):
     """POST /detokenize."""
 
@@ -184,7 +227,10 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
     model: Name | None = None
 
 
-BODIES = (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
+BODIES = (
+    *(CompletionBody, ChatBody, MistralBody, InfillBody, LlamaCompletionBody),
+    *(TokenizeBody, DetokenizeBody, TemplateBody),
+)
 
 
 def decode_body(body: bytes, kind: type[Body]) -> Body:

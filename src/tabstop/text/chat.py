@@ -57,6 +57,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         """`special_tokens`: bos_token, eos_token, …: variables of the template."""
         self._special_tokens = dict(special_tokens or {})
+        self.source = source
         self._knows_developer = "developer" in source
         try:
             self._template = _environment().from_string(source)

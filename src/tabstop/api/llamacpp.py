@@ -1,0 +1,172 @@
+"""llama.cpp's dialect, as its editors speak it: /infill, /completion, /props, /slots, /apply-template.
+
+/completions stays OpenAI's. Samplers that this server does not have are ignored when `samplers` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from tabstop.api.errors import error_object
+from tabstop.api.openai import Caller, conversation, fill_object, prompts_of, shared, surroundings
+from tabstop.api.schema import InfillBody, LlamaBody, LlamaCompletionBody, TemplateBody
+from tabstop.call import Call, TextDelta, Usage
+from tabstop.errors import InputError, NotSupportedError, TabstopError
+from tabstop.service import ServedModel
+from tabstop.text.fim import Hole
+from tabstop.types import FinishReason
+
+
+def infill_call(body: InfillBody, caller: Caller) -> Call:
+    """Raises InputError or NotSupportedError, naming the parameter."""
+    around = surroundings(body, body.input_extra or ())
+    hole = Hole(body.input_prefix, body.input_suffix, around, body.fim_order or "", ahead=body.prompt)
+    return Call(prompts=(hole,), **_generation(body, caller))
+
+
+def llama_completion_call(body: LlamaCompletionBody, caller: Caller) -> Call:
+    """Raises InputError or NotSupportedError, naming the parameter."""
+    prompts = prompts_of(body.prompt, True)
+    if len(prompts) != 1:
+        raise InputError("send one prompt at a time", param="prompt")
+    return Call(prompts=tuple(prompts), **_generation(body, caller))
+
+
+def _generation(body: LlamaBody, caller: Caller) -> dict[str, Any]:
+    if body.n_cmpl and body.stream:
+        raise InputError("n_cmpl needs the whole answer; leave stream out", param="n_cmpl")
+    fields = shared(body, caller)
+    if body.seed is not None and body.seed < 0:
+        fields["seed"] = None
+    limit = body.n_predict if body.n_predict is not None else body.max_tokens
+    return fields | {
+        "num_samples": body.n_cmpl or body.n or 1,
+        "distinct": bool(body.n_cmpl or body.distinct),
+        "max_tokens": None if limit is None or limit < 0 else limit,
+        "min_indent": body.n_indent or 0,
+        "max_seconds": body.t_max_predict_ms / 1000 if body.t_max_predict_ms else None,
+        "healing": body.token_healing,
+    }
+
+
+class LlamaFormat:
+    """One object, an array where several completions were asked for (n_cmpl), or a stream without [DONE]."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, model: str, body: LlamaBody, max_model_len: int) -> None:
+        self._model = model
+        self._body = body
+        self._max_model_len = max_model_len
+        self._last: dict[int, TextDelta] = {}  # by choice, what a stream ends with
+
+    def opening(self) -> bytes:
+        return b""
+
+    def delta(self, delta: TextDelta) -> bytes:
+        if delta.finish is not None:
+            self._last[delta.index] = delta
+        shown = {"index": delta.index, "content": delta.text, "tokens": delta.token_ids, "stop": False}
+        return _event(shown)
+
+    def closing(self, usage: Usage) -> bytes:
+        ends = (TextDelta(d.index, "", [], d.finish, d.stop_reason, d.fill) for d in self._last.values())
+        return b"".join(_event(self._object(end, usage)) for end in ends)
+
+    def failure(self, error: TabstopError) -> bytes:
+        return _event({"error": error_object(error) | {"code": error.status}})
+
+    def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
+        objects = [_selected(self._object(choice, usage), self._body.response_fields) for choice in choices]
+        return msgspec.json.encode(objects if (self._body.n_cmpl or 1) > 1 else objects[0])
+
+    def _object(self, choice: TextDelta, usage: Usage) -> dict[str, Any]:
+        is_word = choice.finish is FinishReason.STOP and isinstance(choice.stop_reason, str)
+        stop_type = "word" if is_word else "eos" if choice.finish is FinishReason.STOP else "limit"
+        return {
+            "index": choice.index,
+            "content": choice.text,
+            "tokens": choice.token_ids if self._body.return_tokens else [],
+            "id_slot": self._body.id_slot if self._body.id_slot is not None else -1,
+            "stop": True,
+            "model": self._model,
+            "tokens_predicted": usage.num_completion_tokens,
+            "tokens_evaluated": usage.num_prompt_tokens,
+            "tokens_cached": usage.num_prompt_tokens + usage.num_completion_tokens,
+            "generation_settings": {"n_ctx": self._max_model_len, "n_predict": self._body.n_predict or -1},
+            "has_new_line": "\n" in choice.text,
+            "truncated": bool(choice.fill and choice.fill.cut_tokens),
+            "stop_type": stop_type,
+            "stopping_word": choice.stop_reason if is_word else "",
+            "timings": timings(usage),
+            **fill_object(choice.fill),
+        }
+
+
+def timings(usage: Usage) -> dict[str, float]:
+    """llama.cpp's counts and times; prompt_n is what was computed, cache_n what was found."""
+    prompt_n, predicted_n = usage.num_prompt_tokens - usage.num_cached_tokens, usage.num_completion_tokens
+    prompt_ms = usage.prompt_seconds * 1000
+    predicted_ms = max(0.0, usage.seconds - usage.prompt_seconds) * 1000
+    return {
+        "cache_n": usage.num_cached_tokens,
+        "prompt_n": prompt_n,
+        "prompt_ms": prompt_ms,
+        "prompt_per_token_ms": prompt_ms / max(1, prompt_n),
+        "prompt_per_second": prompt_n * 1000 / prompt_ms if prompt_ms else 0.0,
+        "predicted_n": predicted_n,
+        "predicted_ms": predicted_ms,
+        "predicted_per_token_ms": predicted_ms / max(1, predicted_n),
+        "predicted_per_second": predicted_n * 1000 / predicted_ms if predicted_ms else 0.0,
+    }
+
+
+def props(model: ServedModel) -> dict[str, Any]:
+    """What llama.cpp's editors ask of a server."""
+    info = model.engines[0].info
+    return {
+        "default_generation_settings": {"n_ctx": info.max_model_len, "params": {}, "is_processing": False},
+        "total_slots": info.max_num_seqs,
+        "model_path": model.name,
+        "model_alias": model.name,
+        "chat_template": model.text.template.source if model.text.template else "",
+        "modalities": {"vision": False, "audio": False},
+        "fim": model.text.fill.name or False,
+    }
+
+
+def slots(model: ServedModel) -> list[dict[str, Any]]:
+    """As many as can run at once; which of them run is not said by number."""
+    info, stats = model.engines[0].info, model.engines[0].stats
+    return [
+        {"id": index, "n_ctx": info.max_model_len, "is_processing": index < stats.num_running}
+        for index in range(info.max_num_seqs)
+    ]
+
+
+def apply_template(body: TemplateBody, model: ServedModel) -> dict[str, str]:
+    """Raises NotSupportedError for a model without a template, InputError when it refuses the messages."""
+    if model.text.template is None:
+        raise NotSupportedError("this model has no chat template", param="messages")
+    return {"prompt": model.text.template.render(conversation(body))}
+
+
+def _selected(content: dict[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """Only those fields; `a/b` is b of a, shown under its whole name. Names of nothing are left out."""
+    if names is None:
+        return content
+    found: dict[str, Any] = {}
+    for name in names:
+        value: Any = content
+        for key in name.split("/"):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(content) + b"\n\n"

@@ -1,0 +1,35 @@
+"""Mistral's dialect for holes: /v1/fim/completions. Body → Call; the answer is shaped as a chat's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabstop.api.openai import Caller, ChatFormat, chat_choices, fill_object, shared, surroundings
+from tabstop.api.schema import MistralBody
+from tabstop.call import Call, TextDelta, Usage
+from tabstop.text.fim import Hole
+
+
+def fim_call(body: MistralBody, caller: Caller) -> Call:
+    """A hole even where the suffix is empty. Raises InputError or NotSupportedError, naming the parameter."""
+    fields = shared(body, caller)
+    if body.random_seed is not None:
+        fields["seed"] = body.random_seed
+    hole = Hole(body.prompt, body.suffix or "", surroundings(body), body.fim_order or "")
+    return Call(prompts=(hole,), max_tokens=body.max_tokens, healing=body.token_healing, **fields)
+
+
+class FimFormat(ChatFormat):
+    """/v1/fim/completions."""
+
+    id_prefix = "fim-"
+
+    def delta(self, delta: TextDelta) -> bytes:
+        content = self._event(chat_choices([TextDelta(delta.index, delta.text, [])], "delta")) if delta.text else b""
+        if not delta.finish:
+            return content
+        ended = TextDelta(delta.index, "", [], delta.finish, delta.stop_reason)
+        return content + self._event(chat_choices([ended], "delta"), **fill_object(delta.fill))
+
+    def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
+        return self._whole(chat_choices(choices, "message"), usage, choices[0].fill)
