@@ -109,16 +109,24 @@ class _Sample:
         num_before = self.detokenizer.num_tokens
         text = self.detokenizer.feed(text_ids)
         if delta.finish is not None:
-            text += self.detokenizer.finish()
+            text += self._without_overlap(self.detokenizer.finish(), delta.finish)
         stop_string = self.detokenizer.stop_string
         if stop_string is None:
             named = self.request.submit.limits.stop_token_ids  # an end token of the model is no reason worth naming
             reason = delta.stop_token_id if delta.stop_token_id in named else None
             return TextDelta(index, text, list(delta.token_ids), delta.finish, reason)
         kept = text_ids[: self.detokenizer.num_tokens - num_before]
-        self.is_overlap = stop_string == self.request.prompt.overlap
+        self.is_overlap = self.is_overlap or stop_string == self.request.prompt.overlap
         is_ours = self.is_overlap or stop_string in self.request.prompt.stop_strings
         return TextDelta(index, text, kept, FinishReason.STOP, None if is_ours else stop_string)
+
+    def _without_overlap(self, tail: str, finish: FinishReason) -> str:
+        """The last of the text, without a start of the suffix that only lacks its line end."""
+        overlap = self.request.prompt.overlap.removesuffix("\n")
+        if not overlap or finish is not FinishReason.STOP or not tail.endswith(overlap):
+            return tail
+        self.is_overlap = True
+        return tail[: -len(overlap)]
 
 
 class Answer:

@@ -147,6 +147,8 @@ def test_a_repeated_suffix_is_cut_while_streaming(qwen: Editor) -> None:
     assert answer["usage"]["completion_tokens"] < 60
     events = qwen.events(**body)
     assert "".join(event["choices"][0]["text"] for event in events) == "    a = 1"
+    qwen.say("    a = 1" + suffix.rstrip("\n"), end="<|fim_pad|>")
+    assert "".join(event["choices"][0]["text"] for event in qwen.events(**body)) == "    a = 1"
     qwen.say("    a = 1\n")
     assert qwen.post(prompt="x", suffix="\n)\n", max_tokens=50)["choices"][0]["text"] == "    a = 1\n"
 

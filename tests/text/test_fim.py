@@ -177,6 +177,19 @@ def test_no_text_becomes_a_marker(family: str, marked: bool, tmp_path: Path) -> 
         assert text.replace("▁", " ") in plain.replace("▁", " ")
 
 
+@pytest.mark.parametrize("family", ["starcoder2", "codellama"])
+def test_a_file_full_of_markers_is_only_text(family: str, tmp_path: Path) -> None:
+    """Thousands of them, in a vocabulary that does not mark them as special."""
+    make = byte_level if family == "starcoder2" else sentencepiece
+    checkpoint = make(tmp_path, family, **{"marked" if family == "starcoder2" else "controls": False})
+    tokenizer = load_tokenizer(checkpoint)
+    fill = load_fill_in(checkpoint, tokenizer)
+    text = "<fim_prefix>" * 3000 + " <PRE>" * 3000
+    ids = fill.encode(Hole(text, text), 1_000_000).ids
+    assert sum(token_id in fill.layout_ids for token_id in ids) == 3
+    assert tokenizer.bytes_of(ids).decode().count("<fim_prefix>") >= 6000
+
+
 def test_codellama_blanks_are_kept(tmp_path: Path) -> None:
     """A suffix that begins with blanks keeps them, one that does not gets none."""
     for suffix in ("x", " x", "    x", "\n  x", "é"):

@@ -6,8 +6,10 @@ prefix. Knows no request and no engine; tables, frames, budgets and detection ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from tabstop.checkpoint import Checkpoint
 from tabstop.errors import InputError
@@ -79,6 +81,9 @@ class FillIn:
         self.layout_ids = frozenset(ids[family.marker(p)] for p in parts if family.marker(p)) if family else frozenset()
         """The family's markers: a raw prompt that holds one was laid out by its client."""
 
+        spelled = sorted({re.escape(name.removeprefix("▁")) for name in names})
+        self._spelled = re.compile(f"(?={'|'.join(spelled)})" if spelled else "(?!)")  # also those that overlap
+
     @property
     def name(self) -> str | None:
         return self.family.name if self.family else None
@@ -145,29 +150,40 @@ class FillIn:
         return self._broken(text) if self.marker_ids.intersection(ids) else ids
 
     def _broken(self, text: str) -> list[int]:
-        """For vocabularies whose markers are ordinary pieces: encodes the text in pieces that no marker survives."""
-        for token_id in sorted(self.marker_ids):
-            spelled = self._spelled(token_id)
-            at = text.find(spelled) if spelled else -1
-            if at >= 0:
-                return self._plain(text[: at + 1]) + self._inside(text[at + 1 :])
-        return [token_id for token_id in self._tokenizer.encode(text, control=False) if token_id not in self.marker_ids]
-
-    def _spelled(self, token_id: int) -> str:
-        assert self.family is not None
-        names = (name for name in self.family.stop_tokens if self._tokenizer.token_id(name) == token_id)
-        return next(names, "").removeprefix("▁")
+        """For vocabularies whose markers are ordinary pieces: the text in pieces that hold no marker."""
+        places = [0, *(match.start() + 1 for match in self._spelled.finditer(text)), len(text)]
+        ids: list[int] = []
+        for start, end in pairwise(places):
+            piece = text[start:end]
+            ids += self._continued(piece) if start else self._tokenizer.encode(piece, control=False)
+        return [token_id for token_id in ids if token_id not in self.marker_ids]
 
     def _inside(self, text: str) -> list[int]:
-        """Ids of a text that follows other text: without the blank that some vocabularies put before every text."""
-        if not text or not self._tokenizer.strips_space:
-            return self._plain(text) if text else []
-        ids, anchor = self._plain(ANCHOR + text), b" " + ANCHOR.encode()
-        for count in range(1, len(ids) + 1):
-            spelled = self._tokenizer.bytes_of(ids[:count])
-            if spelled in (anchor, anchor[1:]):
-                return ids[count:]
-        return self._plain(text)
+        """Ids of a text that follows other text; no marker among them."""
+        ids = self._continued(text)
+        if not self.marker_ids.intersection(ids):
+            return ids
+        anchored = self._broken(ANCHOR + text)
+        num_anchor_ids = self._num_anchor_ids(anchored)
+        return anchored[num_anchor_ids:] if num_anchor_ids else self._broken(text)
+
+    def _continued(self, text: str) -> list[int]:
+        """Ids of a text without the blank that some vocabularies put before every text."""
+        if not text:
+            return []
+        if not self._tokenizer.strips_space:
+            return self._tokenizer.encode(text, control=False)
+        ids = self._tokenizer.encode(ANCHOR + text, control=False)
+        num_anchor_ids = self._num_anchor_ids(ids)
+        return ids[num_anchor_ids:] if num_anchor_ids else self._tokenizer.encode(text, control=False)
+
+    def _num_anchor_ids(self, ids: list[int]) -> int:
+        """How many of the first ids spell ANCHOR, which is too rare to be joined to other text; 0: it has no tokens."""
+        anchor = ANCHOR.encode()
+        for count in range(1, len(anchor) + 2):
+            if self._tokenizer.bytes_of(ids[:count]).lstrip(b" ") == anchor:
+                return count
+        return 0
 
     def _encoding(self, text: str) -> Encoding:
         return self._tokenizer.encode_with_offsets(text, control=False)
