@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tabstop.config import EngineConfig
 from tabstop.errors import CheckpointError, ConfigError
 from tabstop.fit import FitReport, fit
 from tests.models.oracle import load
+from tests.text.fim_vocabularies import QWEN, byte_level_definition
 from tests.tiny import llama_config, tiny_llama, tiny_qwen2
 from tests.tiny_gguf import write_gguf
 
@@ -76,3 +78,12 @@ def test_rows_for_people() -> None:
     assert rows["longest context"] == "8,192 tokens"
     assert rows["requests of that length that fit"] == "2 (at most 64 run at once)"
     assert rows["requests of 2,048 tokens that fit"] == "8"
+    assert rows["fill-in-the-middle"] == "none: prefixes are continued"
+
+
+def test_the_family_that_fills_holes(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path)
+    (folder / "tokenizer.json").write_text(json.dumps(byte_level_definition(QWEN)), encoding="utf-8")
+    assert report_of(folder).fim == "qwen" and report_of(folder, fim="off").fim is None
+    with pytest.raises(ConfigError, match="--fim mellum needs tokens that this vocabulary lacks"):
+        report_of(folder, fim="mellum")
