@@ -46,7 +46,7 @@ class Constraint(Protocol):
 
 
 class Vocabulary:
-    """What constraints may know of the tokens. One object an engine; what it takes time to make is made at first use."""
+    """What constraints may know of the tokens, one object an engine; what takes time to make is made at first use."""
 
     def __init__(self, size: int, load: Callable[[], Sequence[bytes]] = tuple) -> None:
         """`size`: ids of the model. `load`: gives what each id adds to a text; may know fewer ids."""
