@@ -19,6 +19,8 @@ MAX_COLUMNS = 2048  # of all rows of x at a time: 64 sums a thread, at most 130 
 MAX_LOOPED = 1024  # columns at a time when there are more: two tiles of weights are in flight then, 8 KB each
 MIN_BLOCK = 256  # columns: 16 bytes for each thread of a warp
 
+ONE_ROW_BLOCKS = (2048, 1024, 512)  # columns at a time
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -36,11 +38,15 @@ class Launch:
 
 
 def plan_gemv(num_rows: int, columns: int, gated: bool = False) -> Launch:
-    """num_rows of x, 1 to 8 → a launch: as many columns at a time as a thread's registers allow.
+    """num_rows of x, 1 to 8 → a launch, for one row as measured on an H200 (benchmarks/RESULTS.md).
 
-    4 rows a program: 512 programs for the smallest matrices that count (2,048 rows), 3.9 for each of 132
-    multiprocessors, and 32 to 96 KB of weights requested on each at any time. 8 of a gated matrix, with more threads.
+    One row: the widest block that divides the columns, so that no tile is partly empty; narrow blocks go with few rows
+    and threads a program. More rows: as many columns at a time as a thread's registers allow.
     """
+    if num_rows == 1:
+        exact = next((block for block in ONE_ROW_BLOCKS if columns % block == 0), ONE_ROW_BLOCKS[0])
+        size = 2 if exact == ONE_ROW_BLOCKS[-1] else 4
+        return Launch(rows=size, block=max(MIN_BLOCK, min(exact, next_power_of_2(columns))), warps=size)
     size = 8 if gated else 4
     widest = MAX_COLUMNS if columns <= MAX_COLUMNS else MAX_LOOPED
     block = min(MAX_COLUMNS // next_power_of_2(num_rows), widest, next_power_of_2(columns))

@@ -17,10 +17,9 @@ WINDOW_VALUES = 1 << 20
 the processor's cache (windows of 32 million took three to thirty times as long)."""
 
 
-GEMV_ROWS = (1, 2, 4)
-"""Numbers of rows for which our own kernel multiplies: those that decode graphs hold, so it is compiled before the
-first request. With up to four rows a product is bound by reading the matrix, and the library reads at half the card's
-rate when matrices are small; beyond, matrix units are worth more."""
+GEMV_ROWS = (1,)
+"""Numbers of rows for which our own kernel multiplies. One row is bound by reading the matrix, and the library reads
+small ones at half the card's rate; from two rows on it is the faster one (benchmarks/RESULTS.md)."""
 
 
 def prefers_gemv(x: torch.Tensor, matrix: torch.Tensor) -> bool:
