@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,8 +64,9 @@ def test_version() -> None:
     [
         (["serve", "--device", "tpu"], {}, "--device is 'tpu'; choose one of auto, cpu, cuda"),
         (["serve", "--host", "0.0.0.0"], {}, "refusing to bind 0.0.0.0 without a key"),
-        (["serve"], {"TABSTOP_PORT": "eighty"}, "TABSTOP_PORT is 'eighty'"),
-        (["serve", "--num-front-ends", "0"], {}, "--num-front-ends must be at least 1"),
+        (["serve"], {"TABSTOP_PORT": "eighty"}, "TABSTOP_PORT is 'eighty'; it must be a whole number"),
+        (["serve"], {"TABSTOP_PORT": "70000"}, "--port is 70000; it must be 0 to 65535"),
+        (["serve", "--num-front-ends", "0"], {}, "--num-front-ends is 0; it must be 1 to 256"),
         (["serve", "/nonexistent/model"], {}, "/nonexistent/model"),
         (["fit", "/nonexistent/model"], {}, "/nonexistent/model"),
     ],
@@ -169,3 +173,39 @@ def test_an_interrupted_continuation_ends_without_a_complaint(tmp_path):
         process.send_signal(signal.SIGINT)
         _, complaint = process.communicate(timeout=60)
     assert (process.returncode, complaint) == (130, b"")
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "values", "allowed"),
+    [
+        (EngineConfig, "num_threads", (0, -1), "1 to 4096"),
+        (EngineConfig, "kv_memory", (0.0, -1.0, math.nan, math.inf), "0.001 to 1000000"),
+        (EngineConfig, "gpu_memory_utilization", (0.0, 1.1, math.nan), "0.001 to 1"),
+        (EngineConfig, "num_kv_blocks", (0,), "at least 1"),
+        (EngineConfig, "block_size", (0, 1025), "1 to 1024"),
+        (EngineConfig, "max_model_len", (0,), "at least 1"),
+        (EngineConfig, "max_num_seqs", (0, None, "x"), "at least 1"),
+        (EngineConfig, "max_num_batched_tokens", (0,), "at least 1"),
+        (EngineConfig, "max_num_waiting", (0,), "at least 1"),
+        (ServerConfig, "port", (-1, 65536), "0 to 65535"),
+        (ServerConfig, "num_front_ends", (0,), "1 to 256"),
+        (ServerConfig, "max_body_bytes", (1023,), "at least 1024"),
+        (ServerConfig, "max_num_samples", (0,), "at least 1"),
+        (ServerConfig, "max_stop_strings", (-1,), "at least 0"),
+        (ServerConfig, "drain_timeout", (-1.0, math.nan, math.inf), "0 to 86400"),
+    ],
+)
+def test_numbers_out_of_range_name_the_flag_and_what_is_allowed(
+    cls: type[Any], name: str, values: tuple[Any, ...], allowed: str
+) -> None:
+    for value in values:
+        message = f"{config.flag(name)} is {value!r}; it must be {allowed}"
+        with pytest.raises(ConfigError, match=re.escape(message) + "$"):
+            cls(**{name: value})
+
+
+@pytest.mark.parametrize("key", ["", "  ", " s3cret", "s3cret\n", "k\x00y", "schlüssel", "k\udcffy"])
+def test_a_key_that_no_client_can_send_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match="API key") as caught:
+        ServerConfig(api_key=key)
+    assert "s3cret" not in caught.value.message

@@ -7,6 +7,7 @@ package reads the environment. Resolution makes new objects (dataclasses.replace
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import types
 import typing
@@ -18,9 +19,14 @@ from tabstop.errors import ConfigError
 Config = TypeVar("Config")
 
 
-def option(default: Any, help: str, *, unit: str = "", choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field that the CLI, the environment and the docs can describe."""
-    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "choices": choices})
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field that the CLI, the environment and the docs can describe.
+
+    metadata: unit (text), choices (texts), minimum and maximum (both allowed themselves).
+    """
+    described = {"help": help, "unit": "", "choices": (), "minimum": None, "maximum": None}
+    assert metadata.keys() <= described.keys()
+    return dataclasses.field(default=default, metadata=described | metadata)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,35 +43,38 @@ class EngineConfig:
     dtype: str = option("auto", "compute type", choices=("auto", "float32", "bfloat16", "float16"))
     kv_dtype: str = option("auto", "KV cache type", choices=("auto", "float32", "bfloat16", "float16"))
     attention: str = option("auto", "attention backend; 'auto' takes the first that does not decline")
-    max_model_len: int | None = option(None, "longest prompt + completion; default: the checkpoint's", unit="tokens")
-    block_size: int = option(16, "KV block size", unit="tokens")
-    num_kv_blocks: int | None = option(None, "size of the KV pool; default: from free memory", unit="blocks")
-    kv_memory: float | None = option(None, "memory of the KV pool; default: from free memory", unit="GiB")
-    gpu_memory_utilization: float = option(0.9, "share of the device's memory to use", unit="0..1")
-    max_num_seqs: int = option(64, "samples that run at once", unit="sequences")
-    max_num_batched_tokens: int = option(512, "token budget of one step", unit="tokens")
-    max_num_waiting: int = option(1024, "requests that may wait; more are refused", unit="requests")
+    max_model_len: int | None = option(
+        None, "longest prompt + completion; default: the checkpoint's", unit="tokens", minimum=1
+    )
+    block_size: int = option(16, "KV block size", unit="tokens", minimum=1, maximum=1024)
+    num_kv_blocks: int | None = option(None, "size of the KV pool; default: from free memory", unit="blocks", minimum=1)
+    kv_memory: float | None = option(
+        None, "memory of the KV pool; default: from free memory", unit="GiB", minimum=0.001, maximum=1_000_000
+    )
+    gpu_memory_utilization: float = option(
+        0.9, "share of the device's memory to use", unit="0..1", minimum=0.001, maximum=1
+    )
+    max_num_seqs: int = option(64, "samples that run at once", unit="sequences", minimum=1)
+    max_num_batched_tokens: int = option(512, "token budget of one step", unit="tokens", minimum=1)
+    max_num_waiting: int = option(1024, "requests that may wait; more are refused", unit="requests", minimum=1)
     prefix_cache: bool = option(True, "reuse KV blocks of common prompt starts")
     overlap: str = option(
         "auto", "plan the next step while the last one runs; 'auto' means on a GPU", choices=("auto", "on", "off")
     )
     cuda_graphs: bool = option(True, "capture decode steps as CUDA graphs")
     seed: int = option(0, "seed of dummy weights")
-    num_threads: int | None = option(None, "compute threads on the CPU; default: all cores", unit="threads")
+    num_threads: int | None = option(
+        None, "compute threads on the CPU; default: all cores", unit="threads", minimum=1, maximum=4096
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{flag(name)} is {getattr(self, name)}; it must be at least 1")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"--max-num-batched-tokens ({self.max_num_batched_tokens}) is below --max-num-seqs "
                 f"({self.max_num_seqs}): "
                 "a step could not give every running sample one token; raise the first or lower the second"
             )
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError("--gpu-memory-utilization must be over 0 and at most 1")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,30 +82,33 @@ class ServerConfig:
     """The HTTP side and the processes around it."""
 
     host: str = option("127.0.0.1", "address to bind; anything but loopback needs --api-key or --insecure")
-    port: int = option(8000, "TCP port; 0 takes a free one")
+    port: int = option(8000, "TCP port; 0 takes a free one", minimum=0, maximum=65535)
     api_key: str | None = option(None, "key that clients must send; prefer the environment variable")
     insecure: bool = option(False, "allow a public address without a key")
-    num_front_ends: int = option(1, "HTTP processes", unit="processes")
+    num_front_ends: int = option(1, "HTTP processes", unit="processes", minimum=1, maximum=256)
     served_model_name: tuple[str, ...] = option((), "name(s) under which the model is served; the first is shown")
     unknown_model: str = option("serve", "what to do with other model names", choices=("serve", "refuse"))
-    max_body_bytes: int = option(8 << 20, "largest request body", unit="bytes")
-    max_num_samples: int = option(32, "largest n of a request")
-    max_stop_strings: int = option(64, "most stop strings of a request")
+    max_body_bytes: int = option(8 << 20, "largest request body", unit="bytes", minimum=1024)
+    max_num_samples: int = option(32, "largest n of a request", minimum=1)
+    max_stop_strings: int = option(64, "most stop strings of a request", minimum=0)
     transcode_fim: bool = option(True, "lay out raw prompts in another family's markers for the model that is served")
     token_healing: str = option(
         "off", "begin within the token that the cursor is in: never, in holes, always", choices=("off", "auto", "on")
     )
-    drain_timeout: float = option(30.0, "how long SIGTERM waits for open requests", unit="seconds")
+    drain_timeout: float = option(
+        30.0, "how long SIGTERM waits for open requests", unit="seconds", minimum=0, maximum=86_400
+    )
     log_level: str = option("info", "what to log", choices=("debug", "info", "warning", "error"))
     log_format: str = option("text", "how to log", choices=("text", "json"))
     log_prompts: bool = option(False, "write prompts and completions into the log")
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.num_front_ends < 1:
-            raise ConfigError("--num-front-ends must be at least 1")
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port is {self.port}; it must be 0 to 65535")
+        if self.api_key is not None and not _is_sendable(self.api_key):
+            raise ConfigError(
+                "the API key is empty, begins or ends with a blank, or has other than printable ASCII characters, so "
+                "no client could send it; choose another one, or leave it out to need none"
+            )
         if not self.is_loopback and not self.api_key and not self.insecure:
             raise ConfigError(
                 f"refusing to bind {self.host} without a key: anyone who reaches it could use the model; "
@@ -114,17 +126,27 @@ def flag(name: str) -> str:
 
 
 def check_fields(config: Any) -> None:
-    """Raises ConfigError for a value outside a field's choices."""
+    """Raises ConfigError for a value outside a field's choices or bounds."""
     for field in dataclasses.fields(config):
-        choices = field.metadata["choices"]
-        if choices and getattr(config, field.name) not in choices:
-            raise ConfigError(
-                f"{flag(field.name)} is {getattr(config, field.name)!r}; choose one of {', '.join(choices)}"
-            )
+        value, choices = getattr(config, field.name), field.metadata["choices"]
+        if choices and value not in choices:
+            raise ConfigError(f"{flag(field.name)} is {value!r}; choose one of {', '.join(choices)}")
+        minimum, maximum = field.metadata["minimum"], field.metadata["maximum"]
+        if minimum is None or (value is None and field.default is None):
+            continue
+        highest = math.inf if maximum is None else maximum
+        if not isinstance(value, int | float) or not minimum <= value <= highest:  # NaN is in no range
+            allowed = f"at least {minimum}" if maximum is None else f"{minimum} to {maximum}"
+            raise ConfigError(f"{flag(field.name)} is {value!r}; it must be {allowed}")
+
+
+def _is_sendable(key: str) -> bool:
+    """Whether a header can carry a key and a server reads it back the same."""
+    return bool(key) and key == key.strip() and key.isascii() and key.isprintable()
 
 
 def parse(text: str, annotation: Any) -> Any:
-    """A field's value from its text (environment variable). Raises ValueError."""
+    """A field's value from its text (environment variable). Raises ValueError that says what is allowed."""
     kinds = (
         [k for k in typing.get_args(annotation) if k is not types.NoneType]
         if _is_optional(annotation)
@@ -133,11 +155,14 @@ def parse(text: str, annotation: Any) -> Any:
     kind = kinds[0]
     if kind is bool:
         if text.lower() not in ("0", "1", "true", "false", "yes", "no"):
-            raise ValueError("use 0 or 1")
+            raise ValueError("0 or 1")
         return text.lower() in ("1", "true", "yes")
     if typing.get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    return kind(text)
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError("a whole number" if kind is int else "a number") from None
 
 
 def _is_optional(annotation: Any) -> bool:
@@ -156,5 +181,5 @@ def from_environment(cls: type[Config], environment: Mapping[str, str] = os.envi
             try:
                 values[name] = parse(environment[variable], annotation)
             except ValueError as error:
-                raise ConfigError(f"{variable} is {environment[variable]!r}: {error}") from None
+                raise ConfigError(f"{variable} is {environment[variable]!r}; it must be {error}") from None
     return cls(**values | {name: value for name, value in given.items() if value is not None})

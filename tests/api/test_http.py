@@ -201,7 +201,7 @@ def locked(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Iterator[Running]:
     """A server with a key, small bodies, two names, and no patience for others."""
     engine = FakeEngine(script=scripted([*tokenizer.encode("ok"), EOS]), stop_sets={"eos": frozenset([EOS])})
     config = ServerConfig(
-        api_key=KEY, max_body_bytes=1000, served_model_name=("first", "org/second"), unknown_model="refuse"
+        api_key=KEY, max_body_bytes=1024, served_model_name=("first", "org/second"), unknown_model="refuse"
     )
     with serving(checkpoint, engine, config) as running:
         yield running
