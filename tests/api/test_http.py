@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tabstop.api.schema import BODIES
+from tabstop.api.tokens import MAX_CHARACTERS
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
 from tabstop.engine.fake import FakeEngine, scripted
@@ -93,6 +94,14 @@ def test_tokenize_and_detokenize(client: httpx.Client, tokenizer: Tokenizer) -> 
     chat = client.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]}).json()
     assert chat["tokens"][-1] == tokenizer.encode("\n")[0]
     assert error_of(client.post("/tokenize", json={}), 400)["param"] == "prompt"
+
+
+def test_what_is_tokenized_at_once_is_bounded(client: httpx.Client) -> None:
+    long = "x" * (MAX_CHARACTERS + 1)
+    for name, value in (("prompt", long), ("content", long), ("messages", [{"role": "user", "content": long}])):
+        error = error_of(client.post("/tokenize", json={name: value}), 400)
+        assert error["param"] == name and f"at most {MAX_CHARACTERS}" in error["message"]
+    assert error_of(client.post("/detokenize", json={"tokens": [65] * len(long)}), 400)["param"] == "tokens"
 
 
 # ---- errors

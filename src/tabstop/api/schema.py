@@ -223,7 +223,7 @@ class TemplateBody(msgspec.Struct, kw_only=True):
 class DetokenizeBody(msgspec.Struct, kw_only=True):
     """POST /detokenize."""
 
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Meta(max_length=512 << 10)]
     model: Name | None = None
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from tabstop.api.openai import conversation
 from tabstop.api.schema import DetokenizeBody, TokenizeBody
-from tabstop.errors import ContextLengthError, InputError
+from tabstop.errors import InputError
 from tabstop.text import ModelText
 from tabstop.text.chat import encode_chat
 from tabstop.text.detokenizer import Detokenizer
 from tabstop.text.tokenizer import Encoding, Tokenizer
 
-MAX_CHARACTERS = 4 << 20
+MAX_CHARACTERS = 512 << 10
+"""Of one call: ids, offsets and pieces take hundreds of bytes of memory for each character."""
 
 
 def tokenize(body: TokenizeBody, text: ModelText, max_model_len: int) -> dict[str, Any]:
@@ -43,16 +44,25 @@ def tokenize(body: TokenizeBody, text: ModelText, max_model_len: int) -> dict[st
 def _encode(body: TokenizeBody, text: ModelText) -> Encoding:
     tokenizer = text.tokenizer
     if body.messages:
-        ids = encode_chat(text.template, tokenizer, conversation(body))
+        asked = conversation(body)
+        _check_length(sum(len(message["content"]) for message in asked.messages), "messages")
+        ids = encode_chat(text.template, tokenizer, asked)
         return Encoding(ids, detokenize_offsets(tokenizer, ids)[1])
     source = body.content if body.content is not None else body.prompt
     if source is None:
         raise InputError("give `prompt`, `content` or `messages`", param="prompt")
-    if len(source) > MAX_CHARACTERS:
-        raise ContextLengthError(f"at most {MAX_CHARACTERS} characters are tokenized at once", param="prompt")
+    _check_length(len(source), "prompt" if body.content is None else "content")
     if body.content is not None:
         return tokenizer.encode_with_offsets(source, control=body.parse_special, bos=body.add_special)
     return tokenizer.encode_with_offsets(source, bos=body.add_special_tokens)
+
+
+def _check_length(num_characters: int, param: str) -> None:
+    if num_characters > MAX_CHARACTERS:
+        raise InputError(
+            f"`{param}` has {num_characters} characters; at most {MAX_CHARACTERS} are tokenized at once: send it in parts",
+            param=param,
+        )
 
 
 def _piece(tokenizer: Tokenizer, token_id: int) -> str | list[int]:
