@@ -87,6 +87,55 @@ def test_bad_input_says_what_is_allowed(llm):
     assert llm._client.core.num_requests == 0
 
 
+def test_prompts_come_from_any_iterable_and_nothing_else(llm):
+    outputs = llm.generate((text for text in ("a", "b")), GREEDY, use_tqdm=False)
+    assert [output.prompt for output in outputs] == ["a", "b"]
+    assert llm.generate([], GREEDY, use_tqdm=False) == []
+    for wrong in (5, 2.5, b"ab", object(), [None], [["a"]]):
+        with pytest.raises(InputError, match="a prompt is"):
+            llm.generate(wrong, GREEDY, use_tqdm=False)
+    for wrong in (5, {"n": 2}, ["x"]):
+        with pytest.raises(InputError, match="sampling_params must be"):
+            llm.generate("a", wrong, use_tqdm=False)
+
+
+def test_as_many_samples_as_a_benchmark_wants(llm):
+    params = SamplingParams(n=200, max_tokens=1, seed=1, ignore_eos=True)
+    [answer] = llm.generate("x", params, use_tqdm=False)
+    assert [output.index for output in answer.outputs] == list(range(200))
+    assert all(len(output.token_ids) == 1 for output in answer.outputs)
+
+
+def test_chat_reads_messages_as_the_server_does(llm):
+    def ids(content):
+        return llm.chat([{"role": "user", "content": content}], GREEDY, use_tqdm=False)[0].prompt_token_ids
+
+    assert ids(None) == ids("")
+    assert ids([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]) == ids("ab")
+    user = {"role": "user", "content": "hi"}
+    several = llm.chat([[user], [user, {"role": "assistant", "content": "x"}, user]], GREEDY, use_tqdm=False)
+    assert len(several) == 2
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "length >= 1"),
+        ([[]], "length >= 1"),
+        ("hi", "expected `array`"),
+        ({}, "expected `array`"),
+        ([{"content": "x"}], "messages\\[0\\]: .*role"),
+        ([{"role": "poet", "content": "x"}], "role must be one of"),
+        ([{"role": "user", "content": 5}], "messages\\[0\\].content"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "not text"),
+        ([{"role": "user", "content": "\udcff"}], "not valid Unicode"),
+    ],
+)
+def test_conversations_that_are_none(llm, messages, message):
+    with pytest.raises(InputError, match=message):
+        llm.chat(messages, GREEDY, use_tqdm=False)
+
+
 def test_unknown_options_and_several_devices_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="max_len"):
         LLM(model=str(tmp_path), max_len=3)

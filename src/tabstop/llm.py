@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from rich.progress import Progress
@@ -17,8 +17,8 @@ from tabstop.engine.build import build_core
 from tabstop.engine.inproc import InprocClient
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
 from tabstop.outputs import CompletionOutput, RequestOutput, SamplingParams
-from tabstop.service import Service, make_service
-from tabstop.text.chat import Conversation
+from tabstop.service import MAX_CHOICES, Service, make_service
+from tabstop.text.messages import make_conversation, read_messages
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.types import unpack_ids
 
@@ -29,6 +29,8 @@ T = TypeVar("T")
 PromptLike = str | list[int] | dict[str, Any]
 IGNORED = ("trust_remote_code", "enforce_eager", "swap_space", "disable_log_stats", "max_num_partial_prefills")
 """Options of vLLM that change nothing here."""
+
+PROMPT_KINDS = 'a prompt is a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": ids}'
 
 
 class LLM:
@@ -51,7 +53,7 @@ class LLM:
         tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
         self._client = InprocClient(build_core(config))
         self._service: Service = make_service(
-            checkpoint, [self._client], ServerConfig(), tokenizer=tokenizer, fim=config.fim
+            checkpoint, [self._client], ServerConfig(max_num_samples=MAX_CHOICES), tokenizer=tokenizer, fim=config.fim
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
@@ -60,7 +62,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: PromptLike | Sequence[PromptLike] | None = None,
+        prompts: PromptLike | Iterable[PromptLike] | None = None,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         prompt_token_ids: list[int] | list[list[int]] | None = None,
         use_tqdm: bool = True,
@@ -73,7 +75,7 @@ class LLM:
             prompts = prompt_token_ids
         if prompts is None:
             raise InputError("give prompts or prompt_token_ids")
-        return self._run([_prompt(entry) for entry in _prompts(prompts)], sampling_params, use_tqdm)
+        return self._run([_prompt(entry) for entry in _listed(prompts)], sampling_params, use_tqdm)
 
     def chat(
         self,
@@ -83,9 +85,14 @@ class LLM:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> list[RequestOutput]:
-        """Answers one conversation or several, through the checkpoint's chat template."""
-        several = messages if messages and isinstance(messages[0], list) else [messages]
-        prompts = [Conversation(m, add_generation_prompt, continue_final_message) for m in several]  # type: ignore[arg-type]
+        """Answers one conversation or several, through the checkpoint's chat template. Raises InputError."""
+        are_several = isinstance(messages, list) and messages and isinstance(messages[0], list)
+        prompts = [
+            make_conversation(read_messages(entry), add_generation_prompt, continue_final_message)
+            for entry in (messages if are_several else [messages])
+        ]
+        if not all(_is_unicode(message["content"]) for prompt in prompts for message in prompt.messages):
+            raise InputError("a message is not valid Unicode; decode it with errors='replace'", param="messages")
         return self._run(prompts, sampling_params, use_tqdm)
 
     def stream(self, prompt: PromptLike, sampling_params: SamplingParams | None = None) -> Iterator[str]:
@@ -124,12 +131,7 @@ class LLM:
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None, show: bool
     ) -> list[RequestOutput]:
         self._check_open()
-        if params is None:
-            params = SamplingParams()
-        if isinstance(params, SamplingParams):
-            params = [params] * len(prompts)
-        if len(params) != len(prompts):
-            raise InputError(f"{len(prompts)} prompts, but {len(params)} sampling parameters; give one or as many")
+        params = _listed_params(params, len(prompts))
         with Progress(disable=not show, transient=True) as progress:
             task = progress.add_task("prompts", total=len(prompts))
             jobs = enumerate(zip(prompts, params, strict=True))
@@ -190,10 +192,26 @@ def _call(prompt: Prompt, params: SamplingParams) -> Call:
     )
 
 
-def _prompts(prompts: PromptLike | Sequence[PromptLike]) -> Iterator[PromptLike]:
-    """One prompt or several."""
-    is_one = isinstance(prompts, str | dict) or (bool(prompts) and isinstance(prompts[0], int))
-    yield from [prompts] if is_one else prompts  # type: ignore[misc]
+def _listed(prompts: Any) -> list[Any]:
+    """One prompt or several, from any iterable."""
+    if isinstance(prompts, str | dict):
+        return [prompts]
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes):
+        raise InputError(PROMPT_KINDS, param="prompt")
+    entries = list(prompts)
+    return [entries] if entries and isinstance(entries[0], int) else entries
+
+
+def _listed_params(params: Any, num_prompts: int) -> list[SamplingParams]:
+    """One for each prompt. Raises InputError."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    entries = list(params) if isinstance(params, Iterable) else [params]
+    if not all(isinstance(entry, SamplingParams) for entry in entries):
+        raise InputError("sampling_params must be a SamplingParams or a list of them", param="sampling_params")
+    if len(entries) != num_prompts:
+        raise InputError(f"{num_prompts} prompts, but {len(entries)} sampling parameters; give one or as many")
+    return entries
 
 
 def _prompt(entry: PromptLike) -> Prompt:
@@ -205,7 +223,7 @@ def _prompt(entry: PromptLike) -> Prompt:
         return TextPrompt(entry)
     if isinstance(entry, list) and all(isinstance(token_id, int) for token_id in entry):
         return TokenPrompt(entry)
-    raise InputError('a prompt is a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": ids}')
+    raise InputError(PROMPT_KINDS, param="prompt")
 
 
 def _is_unicode(text: str) -> bool:

@@ -325,3 +325,16 @@ def test_foreign_web_pages_get_nothing_from_a_server_without_a_key(
 ) -> None:
     assert httpx.get(server.url + "/v1/models", headers=headers).status_code == status
     assert httpx.get(server.url + "/livez", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": None}),
+        ("/completion", {"prompt": None}),
+        ("/infill", {"input_prefix": None, "input_suffix": None, "prompt": None}),
+    ],
+)
+def test_a_prompt_of_null_is_as_if_it_were_not_there(client: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    given, left_out = (client.post(path, json={"max_tokens": 2} | fields) for fields in (body, {}))
+    assert given.status_code == left_out.status_code == 200, given.text

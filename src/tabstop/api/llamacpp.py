@@ -23,7 +23,8 @@ from tabstop.types import FinishReason
 def infill_call(body: InfillBody, caller: Caller) -> Call:
     """Raises InputError or NotSupportedError, naming the parameter."""
     around = surroundings(body, body.input_extra or ())
-    hole = Hole(body.input_prefix, body.input_suffix, around, body.fim_order or "", ahead=body.prompt)
+    prefix, suffix, ahead = (text or "" for text in (body.input_prefix, body.input_suffix, body.prompt))
+    hole = Hole(prefix, suffix, around, body.fim_order or "", ahead=ahead)
     return Call(prompts=(hole,), **_generation(body, caller))
 
 

@@ -15,12 +15,13 @@ from typing import Any
 import msgspec
 
 from tabstop.api.errors import error_object
-from tabstop.api.schema import AroundHole, ChatBody, CompletionBody, FileBody, Generation, MessageBody, Refused
+from tabstop.api.schema import AroundHole, ChatBody, CompletionBody, FileBody, Generation, Refused
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
-from tabstop.text.chat import ROLES, Conversation
+from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
 from tabstop.text.fim_frames import DEFAULT_PATH, SourceFile, Surroundings
+from tabstop.text.messages import make_conversation
 from tabstop.types import FinishReason, Priority
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -113,34 +114,15 @@ def chat_call(body: ChatBody, caller: Caller) -> Call:
 
 
 def conversation(body: Any) -> Conversation:
-    """Messages of a ChatBody or TokenizeBody. A last message of the assistant is the beginning of the answer."""
-    messages = [_message(message, index) for index, message in enumerate(body.messages)]
-    last = body.messages[-1]
+    """Of a ChatBody, TokenizeBody or TemplateBody. A last message of the assistant is the beginning of the answer."""
     asked = getattr(body, "continue_final_message", None)
-    if asked is None:
-        asked = last.role == "assistant" or last.prefix is True
-    if asked and last.role != "assistant":
-        raise InputError("only a last message of the assistant can be continued", param="messages")
-    return Conversation(messages, body.add_generation_prompt is not False, asked)
+    return make_conversation(body.messages, body.add_generation_prompt is not False, asked)
 
 
-def _message(message: MessageBody, index: int) -> dict[str, Any]:
-    if message.role not in ROLES:
-        raise InputError(f"messages[{index}].role must be one of {', '.join(ROLES)}", param="messages")
-    content = message.content
-    if isinstance(content, list):
-        for part in content:
-            if part.type not in ("text", "input_text", "output_text"):
-                raise NotSupportedError(f"messages[{index}] has a part that is not text", param="messages")
-        content = "".join(part.text or "" for part in content)
-    extra = {"name": message.name, "tool_call_id": message.tool_call_id, "tool_calls": message.tool_calls}
-    return {"role": message.role, "content": content or ""} | {key: value for key, value in extra.items() if value}
-
-
-def prompts_of(prompt: str | list[Any], bos: bool) -> list[Prompt]:
+def prompts_of(prompt: str | list[Any] | None, bos: bool) -> list[Prompt]:
     """A text, some texts, ids, or some lists of ids."""
-    if isinstance(prompt, str):
-        return [TextPrompt(prompt, bos)]
+    if prompt is None or isinstance(prompt, str):
+        return [TextPrompt(prompt or "", bos)]
     if not prompt:
         raise InputError("prompt is an empty list", param="prompt")
     kinds = {type(item) for item in prompt}

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from tabstop.errors import InputError
+from tabstop.text.messages import MessageBody, Messages
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -119,7 +120,7 @@ class AroundHole(Generation, kw_only=True):
 class CompletionBody(AroundHole, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str | TokenId | list[TokenId]] = ""
+    prompt: str | list[str | TokenId | list[TokenId]] | None = None
     suffix: str | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
@@ -148,40 +149,22 @@ class LlamaBody(AroundHole, kw_only=True):
 class InfillBody(LlamaBody, kw_only=True):
     """POST /infill."""
 
-    input_prefix: str = ""
-    input_suffix: str = ""
+    input_prefix: str | None = None
+    input_suffix: str | None = None
     input_extra: Annotated[list[FileBody], Meta(max_length=1024)] | None = None
-    prompt: str = ""
+    prompt: str | None = None
 
 
 class LlamaCompletionBody(LlamaBody, kw_only=True):
     """POST /completion."""
 
-    prompt: str | list[str | TokenId | list[TokenId]] = ""
-
-
-class ContentPart(msgspec.Struct, kw_only=True):
-    """A piece of a message; only type text is supported."""
-
-    type: str = "text"
-    text: str | None = None
-
-
-class MessageBody(msgspec.Struct, kw_only=True):
-    """One message of a chat."""
-
-    role: str
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    prefix: bool | None = None  # on the last message: the answer continues it
-    tool_call_id: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    prompt: str | list[str | TokenId | list[TokenId]] | None = None
 
 
 class ChatBody(Generation, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[MessageBody], Meta(min_length=1, max_length=16384)]
+    messages: Messages
     max_completion_tokens: Count | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -215,7 +198,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
 class TemplateBody(msgspec.Struct, kw_only=True):
     """POST /apply-template."""
 
-    messages: Annotated[list[MessageBody], Meta(min_length=1, max_length=16384)]
+    messages: Messages
     model: Name | None = None
     add_generation_prompt: bool = True
 

@@ -60,7 +60,7 @@ def _encode(body: TokenizeBody, text: ModelText) -> Encoding:
 def _check_length(num_characters: int, param: str) -> None:
     if num_characters > MAX_CHARACTERS:
         raise InputError(
-            f"`{param}` has {num_characters} characters; at most {MAX_CHARACTERS} are tokenized at once: send it in parts",
+            f"`{param}` has {num_characters} characters; at most {MAX_CHARACTERS} are tokenized at once; send parts",
             param=param,
         )
 
