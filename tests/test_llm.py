@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -85,6 +86,21 @@ def test_bad_input_says_what_is_allowed(llm):
     with pytest.raises(InputError, match="context"):
         llm.generate("x" * 300, GREEDY, use_tqdm=False)
     assert llm._client.core.num_requests == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("seed", "x"), ("seed", 1.5), ("temperature", "hot"), ("temperature", None), ("temperature", math.nan)),
+        *(("top_p", "x"), ("top_k", 1.5), ("n", "2"), ("n", True), ("max_tokens", 1.5), ("min_tokens", None)),
+        *(("stop", 5), ("stop", [5]), ("stop_token_ids", [-5]), ("stop_token_ids", 5), ("stop_token_ids", "5")),
+        *(("stop_token_ids", [1 << 32]), ("ignore_eos", "no")),
+    ],
+)
+def test_parameters_of_a_wrong_type_name_themselves(name, value):
+    with pytest.raises(InputError, match=f"^{name} is .*; it must be") as caught:
+        SamplingParams(**{name: value})
+    assert caught.value.param == name
 
 
 def test_prompts_come_from_any_iterable_and_nothing_else(llm):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,8 +64,8 @@ class SamplingParams:
     ) -> None:
         """Raises InputError for values out of range, NotSupportedError for parameters that would change the output."""
         self.n, self.temperature, self.top_p, self.top_k, self.seed = n, temperature, top_p, top_k, seed
-        self.stop = [stop] if isinstance(stop, str) else list(stop or ())
-        self.stop_token_ids = list(stop_token_ids or ())
+        self.stop = _list_of("stop", [stop] if isinstance(stop, str) else stop, _is_text, "a text or a list of texts")
+        self.stop_token_ids = _list_of("stop_token_ids", stop_token_ids, _is_token_id, "a list of token ids")
         self.ignore_eos, self.max_tokens, self.min_tokens = ignore_eos, max_tokens, min_tokens
         for name, value in others.items():
             if name not in NEUTRAL:
@@ -74,15 +76,45 @@ class SamplingParams:
 
     def _check(self) -> None:
         for name, is_right, allowed in (
-            ("n", self.n >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "over 0 and at most 1"),
-            ("top_k", self.top_k >= -1, "-1 (all) or more"),
-            ("max_tokens", self.max_tokens is None or self.max_tokens >= 0, "None or at least 0"),
-            ("min_tokens", self.min_tokens >= 0, "at least 0"),
+            ("n", _is_whole(self.n, 1), "a whole number of at least 1"),
+            (
+                "temperature",
+                _is_number(self.temperature) and 0 <= self.temperature < math.inf,
+                "a number of at least 0",
+            ),
+            ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number over 0 and at most 1"),
+            ("top_k", _is_whole(self.top_k, -1), "-1 (all) or a greater whole number"),
+            ("seed", self.seed is None or _is_whole(self.seed, -math.inf), "None or a whole number"),
+            ("ignore_eos", isinstance(self.ignore_eos, bool), "True or False"),
+            ("max_tokens", self.max_tokens is None or _is_whole(self.max_tokens, 0), "None or a whole number from 0"),
+            ("min_tokens", _is_whole(self.min_tokens, 0), "a whole number of at least 0"),
         ):
             if not is_right:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be {allowed}", param=name)
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {allowed}", param=name)
+
+
+def _is_whole(value: Any, minimum: float) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_token_id(value: Any) -> bool:
+    return _is_whole(value, 0) and value < 1 << 32
+
+
+def _list_of(name: str, value: Any, is_right: Callable[[Any], bool], allowed: str) -> list[Any]:
+    """A parameter's entries; None has none. Raises InputError."""
+    entries = [] if value is None else value
+    if not isinstance(entries, list | tuple | set | frozenset) or not all(map(is_right, entries)):
+        raise InputError(f"{name} is {value!r}; it must be {allowed}", param=name)
+    return list(entries)
 
 
 @dataclass
