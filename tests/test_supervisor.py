@@ -208,7 +208,7 @@ def start(model: Path) -> Iterator[Callable[..., Server]]:
         server.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_one_signal_drains_and_leaves_nothing(start: Callable[..., Server], number: int) -> None:
     server = start()
     [folder] = server.leftovers
@@ -259,6 +259,28 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Server]) -> None:
     assert server.end()[0] == 128 + signal.SIGTERM
     stream.response.close()
     server.assert_nothing_left()
+
+
+def test_a_closed_terminal_may_say_so_twice(start: Callable[..., Server]) -> None:
+    server = start()
+    stream = server.stream(max_tokens=400)
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: not is_accepting(server), "the drain")
+    server.process.send_signal(signal.SIGHUP)
+    stream.read_all()
+    assert stream.finish_reasons == ["length"] and server.end()[0] == 0
+
+
+def test_under_nohup_the_terminal_may_close(start: Callable[..., Server]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # children inherit it
+    try:
+        server = start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    server.process.send_signal(signal.SIGHUP)
+    stream = server.stream(max_tokens=100)
+    stream.read_all()
+    assert stream.finish_reasons == ["length"] and server.ready_status() == 200
 
 
 def test_a_signal_while_loading_ends_at_once(start: Callable[..., Server]) -> None:

@@ -96,7 +96,7 @@ def metrics_folder(folder: str) -> Path:
 
 def main() -> None:
     """Never returns: what threads of the application still do no longer matters."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor owns signals; it tells us to drain
     start = pipes.read_settings(FrontEndStart)
     logs.configure(start.log, f"front end {start.number}")

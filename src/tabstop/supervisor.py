@@ -2,6 +2,7 @@
 
 Knows processes, not models and not HTTP: it imports no torch and no fastapi. Its promises:
 - SIGTERM or Ctrl-C: /readyz says 503, open requests end (drain_timeout at most), exit 0; a second one: exit at once.
+- A terminal that closes (SIGHUP) is as SIGTERM, once, and nothing under nohup.
 - A front end that dies has its requests aborted and is started again, ever more slowly; one that cannot start three
   times in a row ends the server.
 - An engine that dies ends every stream with an error; after a short grace the server exits 70 (2: it could not start).
@@ -117,7 +118,10 @@ class Supervisor:
     async def run(self) -> int:
         """Starts everything and stays until the end. Raises StartupError when the server cannot start."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks us to stay
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             loop.add_signal_handler(number, self._signalled, number)
         with run_folder() as folder, open_listening_socket(self.server.host, self.server.port) as listening:
             client = ProcessClient(wire.address(folder), wire.SUPERVISOR, on_progress=self.view.show_progress)
@@ -168,7 +172,7 @@ class Supervisor:
         if not self._ending.done():
             log.info("stopping: open requests have %g s", self.server.drain_timeout)
             self._decide(Ending(EXIT_STOPPED, drain_seconds=self.server.drain_timeout))
-        elif not self._second_signal.done():
+        elif number != signal.SIGHUP and not self._second_signal.done():  # kernel and shell both send it for one end
             self._second_signal.set_result(number)
 
     async def _end(self, ending: Ending) -> None:

@@ -326,7 +326,7 @@ def run(start: EngineStart, upward: pipes.Upward) -> int:
 
 def main() -> None:
     """`python -m tabstop.engine.process`: reads an EngineStart from stdin and never returns."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor owns signals; it ends stdin when it wants an end
     start = pipes.read_settings(EngineStart)
     logs.configure(start.log, "engine")
