@@ -56,7 +56,7 @@ def test_all_commands_are_listed() -> None:
 
 
 def test_version() -> None:
-    assert run("version").stdout == f"{tabstop.__version__}\n"
+    assert run("version").stdout == run("--version").stdout == f"{tabstop.__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +377,11 @@ def submit_to(engine: FakeEngine):
     from tabstop.types import Limits, Sampling, Submit, pack_ids
 
     return Submit(engine.new_request_id(), pack_ids([1]), Sampling(), Limits(max_tokens=1))
+
+
+async def test_every_front_end_says_the_same_time_of_a_model(checkpoint) -> None:
+    os.utime(checkpoint.folder, (0, 1_700_000_000))
+    assert service_over(checkpoint, engine_saying("a")).models[0].created == 1_700_000_000
 
 
 async def test_warm_up_generates_a_real_token(checkpoint) -> None:

@@ -40,6 +40,13 @@ class Checkpoint:
     folder: Path | None = None
     gguf: Path | None = None
 
+    @property
+    def created(self) -> int:
+        """When its file or folder was last changed, in seconds since 1970: the same for every process."""
+        place = self.gguf or self.folder
+        assert place is not None
+        return int(place.stat().st_mtime)
+
     @cached_property
     def gguf_header(self) -> GGUFHeader:
         """The GGUF file's metadata and tensor table. Raises CheckpointError for a damaged file."""

@@ -184,6 +184,21 @@ def version() -> None:
     print(tabstop.__version__)
 
 
+def print_version(is_asked: bool) -> None:
+    if is_asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def common_options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None: ...
+
+
 def add_measuring_commands() -> None:
     """bench, cost and plan: their imports (scipy, aiohttp) take longer than all others together."""
     from tabstop.bench.cli import bench_app, cost, plan

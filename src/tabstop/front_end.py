@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
@@ -23,10 +22,7 @@ from tabstop.checkpoint import open_checkpoint
 from tabstop.config import EngineConfig, ServerConfig
 from tabstop.engine import wire
 from tabstop.engine.process_client import ProcessClient
-from tabstop.errors import StartupError, TabstopError
-
-if TYPE_CHECKING:
-    from tabstop.service import Service
+from tabstop.errors import StartupError
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +51,12 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
     tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
     service = make_service(checkpoint, [client], start.server, tokenizer=tokenizer, fim=config.fim)
     stop = asyncio.Event()
-    serving = asyncio.create_task(run_front_end(service, start.server, socket.socket(fileno=start.socket), stop))
+    listening = socket.socket(fileno=start.socket)
+    serving = asyncio.create_task(
+        run_front_end(service, start.server, listening, stop, on_ready=lambda: upward.tell(pipes.READY))
+    )
     orders = asyncio.create_task(follow_orders(client, stop))
-    announcing = asyncio.create_task(announce(client, service, upward))
     await asyncio.wait([serving, orders], return_when=asyncio.FIRST_COMPLETED)
-    announcing.cancel()
     if serving.done():
         serving.result()
     return EXIT_DRAINED
@@ -76,17 +73,6 @@ async def follow_orders(client: ProcessClient, stop: asyncio.Event) -> None:
                 stop.set()
             case pipes.ENGINE_DEAD:
                 client.fail(event.message)
-
-
-async def announce(client: ProcessClient, service: Service, upward: pipes.Upward) -> None:
-    """Tells the supervisor once a real token has come all the way."""
-    try:
-        await client.ready()
-        await service.warm_up()
-    except TabstopError as error:
-        log.error("not ready: %s", error.message)
-    else:
-        upward.tell(pipes.READY)
 
 
 def metrics_folder(folder: str) -> Path:

@@ -319,7 +319,7 @@ def make_service(
         engines,
         load_text(checkpoint, tokenizer, fim),
         aliases=names[1:],
-        created=int(time.time()),
+        created=checkpoint.created,
         policy=PromptPolicy(config.transcode_fim, config.token_healing),
     )
     return Service(

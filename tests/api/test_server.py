@@ -59,6 +59,27 @@ async def test_not_ready_before_a_real_token(checkpoint: Checkpoint) -> None:
     assert listening.fileno() == -1
 
 
+async def test_readiness_is_told_once_and_after_failed_tries(checkpoint: Checkpoint) -> None:
+    engine = FakeEngine(stop_sets={"eos": frozenset()}, max_num_requests=0)
+    listening = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    stop, told, config = asyncio.Event(), asyncio.Queue[int](), ServerConfig()
+    service = make_service(checkpoint, [engine], config)
+    serving = asyncio.create_task(
+        run_front_end(service, config, listening, stop, on_ready=lambda: told.put_nowait(engine.num_generated))
+    )
+    async with httpx.AsyncClient() as client, asyncio.timeout(20):
+        while "starting: no token" in (reason := (await client.get(url + "/readyz")).json()["error"]["message"]):
+            await asyncio.sleep(0.01)
+        assert reason.startswith("starting: ") and told.empty()
+        engine.max_num_requests = 1
+        assert await told.get() == 1
+        assert (await client.get(url + "/readyz")).status_code == 200
+    stop.set()
+    await serving
+    assert told.empty() and engine.num_generated == 1
+
+
 def test_engine_death(running: Running) -> None:
     events = stream(running)
     next(events)

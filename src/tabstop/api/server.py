@@ -9,10 +9,11 @@ The caller's side of the contract, in the front-end process:
     await run_front_end(service, server_config, listening_socket, stop)
 
 `listening_socket` is bound and listening; several processes may share it; it is closed here. /livez answers 200 from
-the start, /readyz 503 until one real token came through the service. When `stop` is set, /readyz turns 503 at once, new
-requests get 503 with Retry-After, open ones have `config.drain_timeout` seconds to end, the rest end with one error
-event; then the sockets close and the call returns. Cancelling the call stops at once. An engine that dies does not end
-the call: its supervisor decides. Nothing is printed; logs go to the loggers `tabstop.*`.
+the start, /readyz 503 until one real token came through the service; then `on_ready` is called, once. When `stop` is
+set, /readyz turns 503 at once, new requests get 503 with Retry-After, open ones have `config.drain_timeout` seconds to
+end, the rest end with one error event; then the sockets close and the call returns. Cancelling the call stops at once.
+An engine that dies does not end the call: its supervisor decides. Nothing is printed; logs go to the loggers
+`tabstop.*`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
@@ -41,7 +42,11 @@ CLOSE_TIMEOUT = 1
 
 
 async def run_front_end(
-    service: Service, config: ServerConfig, listening_socket: socket.socket, stop: asyncio.Event
+    service: Service,
+    config: ServerConfig,
+    listening_socket: socket.socket,
+    stop: asyncio.Event,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serves until `stop` is set and open requests have drained (see the module's docstring)."""
     if listening_socket.family != socket.AF_UNIX:
@@ -62,7 +67,7 @@ async def run_front_end(
         )
     )
     serving = asyncio.create_task(server.serve(sockets=[listening_socket]))
-    helpers = [asyncio.create_task(_warm_up(service, state)), asyncio.create_task(stop.wait())]
+    helpers = [asyncio.create_task(_warm_up(service, state, on_ready)), asyncio.create_task(stop.wait())]
     try:
         await asyncio.wait((serving, helpers[1]), return_when=asyncio.FIRST_COMPLETED)
         state.is_draining = True
@@ -83,7 +88,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _warm_up(service: Service, state: ServerState) -> None:
+async def _warm_up(service: Service, state: ServerState, on_ready: Callable[[], None]) -> None:
     """Tries until every engine has generated a token; the reason why not is what /readyz says."""
     while not state.is_ready:
         try:
@@ -96,6 +101,7 @@ async def _warm_up(service: Service, state: ServerState) -> None:
             state.reason = "the warm-up failed; see the server's log"
         if not state.is_ready:
             await asyncio.sleep(RETRY_WARM_UP)
+    on_ready()
 
 
 async def _drain(service: Service, server: uvicorn.Server, seconds: float) -> None:
