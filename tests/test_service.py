@@ -253,6 +253,15 @@ async def test_refused_calls_reach_no_engine(checkpoint, options: dict[str, Any]
     assert engine.num_submitted == 0 and not service.answers
 
 
+async def test_more_prompts_than_the_queue_holds_are_no_matter_of_time(checkpoint) -> None:
+    engine = engine_saying("a", engine_info=replace_info(max_num_waiting=3))
+    service = service_over(checkpoint, engine)
+    with pytest.raises(InputError, match="4 prompts are more than the queue of 3") as caught:
+        await service.start(call(*"abcd"))
+    assert (caught.value.status, caught.value.param, engine.num_submitted) == (400, "prompt", 0)
+    assert len(await collect(await service.start(call(*"abc", num_samples=4)))) == 12
+
+
 async def test_an_empty_prompt_is_the_beginning_of_a_text(checkpoint) -> None:
     engine = engine_saying("a")
     await collect(await service_over(checkpoint, engine).start(call("")))

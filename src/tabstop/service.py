@@ -168,6 +168,12 @@ class Service:
         model = self.resolve(call.model)
         engine = self._route(call, model.engines)
         info = engine.info
+        if len(call.prompts) > info.max_num_waiting:  # later is no better: no 429
+            raise InputError(
+                f"{len(call.prompts)} prompts are more than the queue of {info.max_num_waiting} ever takes; send fewer "
+                "at once, or raise --max-num-waiting",
+                param="prompt",
+            )
         prompts = await asyncio.to_thread(encode_prompts, call, model.text, info, model.policy)
         limits = [_limits(call, info, len(prompt.ids), time.perf_counter() - start_time) for prompt in prompts]
         answer = Answer(call, self.shown_name(call.model), model.text.tokenizer, self.observer, self.answers.discard)

@@ -192,6 +192,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     kv_bytes_per_token: int = 0
     kernels: dict[str, str] = {}  # concept → what was chosen, e.g. {"attention": "reference"}
     load_seconds: float = 0.0
+    max_num_waiting: int = 1024  # prompts that the queue holds
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):

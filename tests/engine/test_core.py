@@ -226,6 +226,7 @@ def test_min_tokens_passes_stop_tokens():
 
 def test_what_cannot_be_served_is_refused_with_one_terminal_delta():
     core = make_core(num_blocks=8, block_size=4, max_num_waiting=2)
+    assert core.info.max_num_waiting == 2  # front ends are told
     driver = Driver(core)
     too_long = driver.add(list(range(30)), 8)
     outside = driver.add([VOCAB], 2)

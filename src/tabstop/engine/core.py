@@ -18,6 +18,7 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
+from msgspec import structs
 
 from tabstop.engine.plan import LateInputs, StepPlan, StepResult
 from tabstop.engine.request import Request
@@ -80,7 +81,7 @@ class EngineCore:
         vocabulary: Vocabulary | None = None,
     ) -> None:
         """`vocabulary`: what constraints see; None: of no token the bytes."""
-        self.info = info
+        self.info = structs.replace(info, max_num_waiting=max_num_waiting)
         self.vocabulary = vocabulary or Vocabulary(info.vocab_size)
         self.scheduler = scheduler
         self.workers = workers
