@@ -338,3 +338,33 @@ def test_foreign_web_pages_get_nothing_from_a_server_without_a_key(
 def test_a_prompt_of_null_is_as_if_it_were_not_there(client: httpx.Client, path: str, body: dict[str, Any]) -> None:
     given, left_out = (client.post(path, json={"max_tokens": 2} | fields) for fields in (body, {}))
     assert given.status_code == left_out.status_code == 200, given.text
+
+
+PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization, content-type"}
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:3000", "vscode-webview://abc"])
+def test_local_pages_may_ask_before_they_send(server: Running, locked: Running, origin: str) -> None:
+    for running, status in ((server, 200), (locked, 401)):
+        path = running.url + "/v1/models"
+        asked = httpx.options(path, headers=PREFLIGHT | {"origin": origin})
+        assert (asked.status_code, asked.content) == (204, b"")
+        assert asked.headers["access-control-allow-origin"] == origin and asked.headers["vary"] == "origin"
+        assert asked.headers["access-control-allow-methods"] == "GET, POST"
+        assert asked.headers["access-control-allow-headers"] == "authorization, content-type"
+        answer = httpx.get(path, headers={"origin": origin})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, origin)
+
+
+def test_other_pages_get_no_leave_to_read(server: Running, locked: Running) -> None:
+    for origin in ("https://evil.example.com", "null", "http://["):
+        for running, status in ((server, 403), (locked, 401)):
+            refused = httpx.options(running.url + "/v1/models", headers=PREFLIGHT | {"origin": origin})
+            assert refused.status_code == status
+            assert not any(name.startswith("access-control") for name in refused.headers)
+    rebound = httpx.options(
+        server.url + "/v1/models", headers=PREFLIGHT | {"origin": "http://localhost", "host": "evil.example.com"}
+    )
+    assert rebound.status_code == 403 and "access-control-allow-origin" not in rebound.headers
+    assert httpx.options(server.url + "/v1/models").status_code == 405
+    assert "access-control-allow-origin" not in httpx.get(server.url + "/v1/models").headers

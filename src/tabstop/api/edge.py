@@ -1,7 +1,7 @@
 """What stands in front of every route, as plain ASGI (BaseHTTPMiddleware would hide disconnects).
 
 Edge: request ids, tidy paths, and the last catch of errors. Guard: nobody without the key gets past it, whatever the
-path (default deny); without a key, nobody's web page does.
+path (default deny); without a key, no foreign web page does. Pages that pass may read the answers (CORS).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tabstop.api.errors import error_response
@@ -81,9 +82,16 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            if origin is not None and self._is_shared(headers):
+                if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+                    await _preflight_response(headers)(scope, receive, _shared_with(origin, send))
+                    return
+                send = _shared_with(origin, send)
             try:
                 if scope["path"] not in OPEN_PATHS:
-                    self._check(Headers(scope=scope))
+                    self._check(headers)
             except TabstopError as error:
                 await error_response(error)(scope, receive, send)
                 return
@@ -92,6 +100,11 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         await self._app(scope, receive, send)
+
+    def _is_shared(self, headers: Headers) -> bool:
+        """Whether the page that asks may read the answer: never a page of another site, with or without a key."""
+        is_local = not self._is_loopback or self._digest is not None or _is_local(headers.get("host"))
+        return is_local and _is_own_origin(headers.get("origin"))
 
     def _check(self, headers: Headers) -> None:
         """Raises AuthenticationError or ForbiddenError."""
@@ -106,6 +119,29 @@ class Guard:
                 "a server without a key answers only to local names, not to web pages of other sites; set a key to "
                 "serve it under a public name"
             )
+
+
+def _preflight_response(headers: Headers) -> Response:
+    """What a browser asks before it sends a page's request; it sends no key with the question."""
+    allowed = {
+        "access-control-allow-methods": "GET, POST",
+        "access-control-allow-headers": headers.get("access-control-request-headers", ""),
+        "access-control-max-age": "600",
+    }
+    return Response(status_code=204, headers={name: value for name, value in allowed.items() if value})
+
+
+def _shared_with(origin: str, send: Send) -> Send:
+    """Lets the pages of an origin read the answer."""
+
+    async def send_shared(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["access-control-allow-origin"] = origin
+            headers.add_vary_header("origin")
+        await send(message)
+
+    return send_shared
 
 
 def _request_id(headers: Headers) -> str:
