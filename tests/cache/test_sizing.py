@@ -84,6 +84,6 @@ def test_weights_that_do_not_fit() -> None:
 def test_the_context_is_the_checkpoint_s_or_shorter() -> None:
     assert choose_max_model_len(EngineConfig(), 8192) == 8192
     assert choose_max_model_len(EngineConfig(max_model_len=100), 8192) == 100
-    for length in (0, 8193):
-        with pytest.raises(ConfigError, match=rf"--max-model-len is {length}; .* allows 1 to 8192 tokens"):
+    for length, allowed in ((0, "at least 1"), (8193, "allows 1 to 8192 tokens")):
+        with pytest.raises(ConfigError, match=rf"--max-model-len is {length}; .*{allowed}"):
             choose_max_model_len(EngineConfig(max_model_len=length), 8192)
