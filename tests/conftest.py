@@ -12,10 +12,10 @@ from pathlib import Path
 
 from hypothesis import Phase, settings
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Shells start background jobs so, and children would inherit it: then no test could press Ctrl-C.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
+# Shells start background jobs with these ignored, and children would inherit it: then no test could send them.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
