@@ -94,6 +94,12 @@ def parse(option: str) -> tuple[str, Any]:
         return name, value
 
 
+def with_defaults(given: list[str]) -> dict[str, Any]:
+    """The engine's options of these measurements, overridden by --option name=value."""
+    options = {"max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_num_waiting": 100_000}
+    return options | dict(parse(option) for option in given)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
@@ -101,8 +107,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--option", action="append", default=[])
     arguments = parser.parse_args()
-    options = {"max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_num_waiting": 100_000}
-    options |= dict(parse(option) for option in arguments.option)
+    options = with_defaults(arguments.option)
     start = time.perf_counter()
     core = build_core(EngineConfig(model=arguments.folder, load_format="dummy", device="cuda", **options))
     gc.collect()

@@ -11,7 +11,7 @@ import time
 import numpy as np
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu import NUM_NEW, parse
+from benchmarks.gpu import NUM_NEW, with_defaults
 from tabstop.config import EngineConfig
 from tabstop.engine.build import build_core
 from tabstop.engine.core import EngineCore
@@ -42,8 +42,7 @@ def main() -> None:
     parser.add_argument("--at", default="40,200")
     parser.add_argument("--option", action="append", default=[])
     arguments = parser.parse_args()
-    options = {"max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_num_waiting": 100_000}
-    options |= dict(parse(option) for option in arguments.option)
+    options = with_defaults(arguments.option)
     core = build_core(EngineConfig(model=arguments.folder, load_format="dummy", device="cuda", **options))
     recorder, random = Recorder(core), np.random.default_rng(0)
     for n in range(arguments.requests):

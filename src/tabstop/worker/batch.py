@@ -36,7 +36,6 @@ class StepInputs:
     ids: Tensor  # int64 [T]
     positions: Tensor  # int64 [T]
     last_tokens: Tensor  # int64 [R] index of each row's last token in T
-    slots: Tensor  # int64 [R]
     attention: AttentionBatch
 
 
@@ -55,7 +54,7 @@ class Buffer:
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.shape = shape
         tokens, rows = shape.num_tokens, shape.num_rows
-        wide = {"ids": tokens, "positions": tokens, "kv_slots": tokens, "last_tokens": rows, "slots": rows}
+        wide = {"ids": tokens, "positions": tokens, "kv_slots": tokens, "last_tokens": rows}
         narrow = {"query_starts": rows + 1, "contexts": rows, "tables": rows * shape.num_blocks}
         self._wide = sum(wide.values())
         self._narrow = sum(narrow.values())
@@ -118,7 +117,6 @@ class SlotState:
         pending = np.flatnonzero(ids[ends - 1] == PENDING)
         _pad(host["ids"], np.maximum(ids, 0), 0)
         _pad(host["last_tokens"], ends - 1, 0)
-        _pad(host["slots"], slots, 0)
         host["query_starts"][0] = 0
         _pad(host["query_starts"][1:], ends, int(ends[-1]))
         _pad(host["contexts"], contexts, 0)
@@ -133,7 +131,7 @@ class SlotState:
             block_tables=device["tables"],
             kv_slots=device["kv_slots"],
         )
-        inputs = StepInputs(device["ids"], device["positions"], device["last_tokens"], device["slots"], attention)
+        inputs = StepInputs(device["ids"], device["positions"], device["last_tokens"], attention)
         rows = np.flatnonzero(np.array([row.sample for row in plan.rows]))
         return inputs, Drawing(rows, slots[rows], contexts[rows])
 
