@@ -9,7 +9,6 @@ each, greedy, no end token; ids are random and never repeated between loads. Pri
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from tabstop.config import EngineConfig
+from tabstop.engine import garbage
 from tabstop.engine.build import build_core
 from tabstop.engine.core import EngineCore
 from tabstop.types import Limits, Sampling, Submit, pack_ids
@@ -110,8 +110,7 @@ def main() -> None:
     options = with_defaults(arguments.option)
     start = time.perf_counter()
     core = build_core(EngineConfig(model=arguments.folder, load_format="dummy", device="cuda", **options))
-    gc.collect()
-    gc.freeze()  # as the engine process does
+    garbage.settle()  # as the engine process does
     common = {"model": arguments.folder.rstrip("/").split("/")[-1], "device": torch.cuda.get_device_name(), **options}
     print(json.dumps(common | {"ready_s": round(time.perf_counter() - start, 1), "blocks": core.info.num_blocks}))
     for batch in [int(text) for text in arguments.batches.split(",") if text]:

@@ -184,7 +184,7 @@ def test_an_interrupted_continuation_ends_without_a_complaint(tmp_path):
         (EngineConfig, "num_kv_blocks", (0,), "at least 1"),
         (EngineConfig, "block_size", (0, 1025), "1 to 1024"),
         (EngineConfig, "max_model_len", (0,), "at least 1"),
-        (EngineConfig, "max_num_seqs", (0, None, "x"), "at least 1"),
+        (EngineConfig, "max_num_seqs", (0, "x"), "at least 1"),
         (EngineConfig, "max_num_batched_tokens", (0,), "at least 1"),
         (EngineConfig, "max_num_waiting", (0,), "at least 1"),
         (ServerConfig, "port", (-1, 65536), "0 to 65535"),

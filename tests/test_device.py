@@ -8,7 +8,8 @@ import psutil
 import pytest
 import torch
 
-from tabstop.device import free_bytes, free_host_bytes, resolve_device, resolve_dtype
+from tabstop.config import EngineConfig
+from tabstop.device import free_bytes, free_host_bytes, resolve_batch_size, resolve_device, resolve_dtype
 from tabstop.errors import ConfigError
 
 
@@ -50,3 +51,18 @@ def test_a_container_s_limit_counts_when_it_is_below_the_machine_s(tmp_path: Pat
 
 def test_free_memory_here() -> None:
     assert 0 < free_bytes("cpu", 0.9) <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "expected"),
+    [
+        ("cpu", {}, (64, 512)),
+        ("cuda", {}, (1024, 2048)),
+        ("cpu", {"max_num_seqs": 600}, (600, 600)),
+        ("cuda", {"max_num_batched_tokens": 256}, (256, 256)),
+        ("cuda", {"max_num_batched_tokens": 300, "max_num_seqs": 7}, (7, 300)),
+    ],
+)
+def test_a_step_is_as_large_as_the_device_likes(device, options, expected):
+    size = resolve_batch_size(EngineConfig(**options), device)
+    assert (size.max_num_seqs, size.max_num_batched_tokens) == expected

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from tabstop.call import Call, Prompt, TextPrompt, TokenPrompt
 from tabstop.checkpoint import open_checkpoint
 from tabstop.config import EngineConfig, ServerConfig
+from tabstop.engine import garbage
 from tabstop.engine.build import build_core
 from tabstop.engine.inproc import InprocClient
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
@@ -52,6 +53,7 @@ class LLM:
         checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
         tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
         self._client = InprocClient(build_core(config))
+        garbage.settle()
         self._service: Service = make_service(
             checkpoint, [self._client], ServerConfig(max_num_samples=MAX_CHOICES), tokenizer=tokenizer, fim=config.fim
         )

@@ -121,7 +121,7 @@ def build(config: EngineConfig, progress: Callable[[str, int, int], None]) -> St
             vocab_size=512,
             block_size=16,
             num_blocks=64,
-            max_num_seqs=config.max_num_seqs,
+            max_num_seqs=config.max_num_seqs or 64,
             kernels={"attention": "none"},
         )
     )

@@ -57,7 +57,8 @@ def test_batch_equals_the_plain_loop(block_size, padding):
     assert batch.contexts.tolist() == contexts + [0] * padding
     assert inputs.last_tokens[:num_rows].tolist() == [sum(lens[: index + 1]) - 1 for index in range(num_rows)]
     drawn = [index for index, row in enumerate(plan.rows) if row.sample]
-    assert inputs.slots.tolist() == [row.slot for row in plan.rows] + [state.no_slot] * padding
+    kept = [row.slot if row.sample else state.no_slot for row in plan.rows]
+    assert inputs.slots.tolist() == kept + [state.no_slot] * padding
     assert drawing.rows.tolist() == drawn
     assert drawing.slots.tolist() == [plan.rows[index].slot for index in drawn]
     assert drawing.positions.tolist() == [contexts[index] for index in drawn]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -63,6 +64,7 @@ class TritonAttention:
         rows = Rows(batch.query_starts, batch.contexts, batch.block_tables)
         longest = self._longest_decoding_row(batch.query_lens)
         num_long = sum(length > longest for length in batch.query_lens)
+        num_long = min(num_long, len(batch.kv_slots) // (longest + 1))  # lists may bound what a graph will serve
         like = batch.contexts.new_empty(0, dtype=self.need.kv_dtype)
         decoding = prompts = None
         if num_long < len(batch.query_lens):
@@ -101,8 +103,21 @@ class TritonAttention:
         """q [T, heads, dim] over what is stored → [T, heads, dim]; the places of padding are left as they were."""
         result = torch.empty_like(q)
         view = View(scale, window)
-        if meta.decode is not None:
+        if meta.prompt is not None and meta.decode is not None and q.is_cuda:
+            # Beside each other: prompts are bound by arithmetic, decoding by memory.
+            here = torch.cuda.current_stream()
+            self._beside.wait_stream(here)
+            with torch.cuda.stream(self._beside):
+                prompt_triton(q, kv, result, meta.rows, meta.prompt, view)
             decode_triton(q, kv, result, meta.rows, meta.decode, view)
+            here.wait_stream(self._beside)
+            return result
         if meta.prompt is not None:
             prompt_triton(q, kv, result, meta.rows, meta.prompt, view)
+        if meta.decode is not None:
+            decode_triton(q, kv, result, meta.rows, meta.decode, view)
         return result
+
+    @cached_property
+    def _beside(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.need.device)  # type: ignore[no-untyped-call]

@@ -48,9 +48,8 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
         sizes = replace(sizes, num_blocks=measure_num_blocks(model, attention, config, sizes))
     worker = make_worker(model, attention, sizes, sizes.num_blocks)
     if sizes.device == "cuda":
-        worker.warm_up(min(sizes.max_num_batched_tokens, sizes.num_blocks * config.block_size))
-        if config.cuda_graphs:
-            worker.capture_graphs()
+        num_tokens = min(sizes.max_num_batched_tokens, sizes.num_blocks * config.block_size)
+        (worker.capture_graphs if config.cuda_graphs else worker.warm_up)(num_tokens)
     pool, tokenizer = BlockPool(sizes.num_blocks, config.block_size), load_own_tokenizer(checkpoint, config)
     return EngineCore(
         engine_info(sizes, model, attention, time.monotonic() - start),

@@ -10,7 +10,6 @@ request was ended with an error first, the traceback is in the log.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import queue
@@ -27,7 +26,7 @@ import msgspec
 
 from tabstop import logs, pipes
 from tabstop.config import EngineConfig
-from tabstop.engine import wire
+from tabstop.engine import garbage, wire
 from tabstop.engine.commands import get_argument, run_command
 from tabstop.engine.door import Bell, Door, Letter
 from tabstop.errors import InternalError, StartupError, TabstopError, UnavailableError
@@ -157,8 +156,7 @@ class EngineProcess:
             raise loading.error
         self.core = loading.core
         assert self.core is not None
-        gc.collect()
-        gc.freeze()  # a full collection over torch's and the model's objects stops every stream for 0.2 s
+        garbage.settle()
         self.core.wake = self.bell.ring
         self.door.broadcast(self.core.info)
 

@@ -18,6 +18,9 @@ from tabstop.engine.plan import Admission
 from tabstop.kernels import sample
 from tabstop.sampling.random import uniform
 
+SORTED_ROWS = 64
+"""Rows sorted at a time: sorted logits, their places and float64 probabilities take ten times what logits take."""
+
 
 @dataclass(slots=True)
 class SamplingBatch:
@@ -52,14 +55,20 @@ def apply_top_k_top_p(logits: Tensor, batch: SamplingBatch) -> Tensor:
     Probabilities are those at the row's temperature. The token that crosses p is kept. Ties at the border follow the
     order of a stable sort. Greedy rows keep their likeliest token, whatever their k and p.
     """
+    top_k = _upload(np.where(batch.top_k > 0, batch.top_k, logits.shape[1]), logits.device)[:, None]
+    top_p = _upload(batch.top_p.astype(np.float64), logits.device)[:, None]
+    temperature = _upload(np.where(batch.temperature > 0, batch.temperature, 1), logits.device)[:, None]
+    parts = zip(*(torch.split(of, SORTED_ROWS) for of in (logits, top_k, top_p, temperature)), strict=True)
+    return torch.cat([_cut(*part) for part in parts])
+
+
+def _cut(logits: Tensor, top_k: Tensor, top_p: Tensor, temperature: Tensor) -> Tensor:
+    """float32 [n, vocab], and [n, 1] each → the logits with -inf where k or p forbid."""
     ordered, indices = logits.sort(dim=-1, descending=True, stable=True)
     ranks = torch.arange(logits.shape[1], device=logits.device)
-    top_k = _upload(np.where(batch.top_k > 0, batch.top_k, logits.shape[1]), logits.device)[:, None]
     ordered = ordered.masked_fill(ranks >= top_k, -torch.inf)
-    temperature = _upload(np.where(batch.temperature > 0, batch.temperature, 1), logits.device)[:, None]
     probabilities = (ordered.double() / temperature).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    top_p = _upload(batch.top_p.astype(np.float64), logits.device)[:, None]
     ordered = ordered.masked_fill((before >= top_p) & (ranks > 0), -torch.inf)
     return torch.empty_like(logits).scatter_(-1, indices, ordered)
 

@@ -39,7 +39,7 @@ class StepInputs:
     has_unknown: bool  # whether there may be such ids
     positions: Tensor  # int64 [T]
     last_tokens: Tensor  # int64 [R] index of each row's last token in T
-    slots: Tensor  # int64 [R]; of padding, one that no sequence has
+    slots: Tensor  # int64 [R] of rows that draw; of others, and of padding, one that no sequence has
     temperature: Tensor  # float32 [R], filled on request; 0: the likeliest token
     uniform: Tensor  # float32 [R], filled on request: the draws' random numbers
     attention: AttentionBatch
@@ -131,7 +131,7 @@ class SlotState:
     def fill(self, plan: StepPlan, buffer: Buffer, numbers: Numbers | None = None) -> tuple[StepInputs, Drawing]:
         """Lays the plan's rows out one after the other in the buffer, and uploads it.
 
-        `numbers`: what every row draws by, where that shall be on the device; all rows must draw then.
+        `numbers`: what every row draws by, where that shall be on the device.
         """
         buffer.wait()
         host = buffer.host
@@ -144,11 +144,13 @@ class SlotState:
         unknown = np.flatnonzero(ids[ends - 1] == PENDING)
         ids[ends[unknown] - 1] = -1 - slots[unknown]
         _pad(host["ids"], ids, 0)
+        draws = np.array([row.sample for row in plan.rows])
         self._fill_rows(host, slots, contexts, ends)
+        _pad(host["slots"], np.where(draws, slots, self.no_slot), self.no_slot)
         if numbers is not None:
             host["temperature"][: len(slots)], host["uniform"][: len(slots)] = numbers(slots, contexts)
         buffer.upload()
-        rows = np.flatnonzero(np.array([row.sample for row in plan.rows]))
+        rows = np.flatnonzero(draws)
         inputs = _inputs(buffer.device, lens.tolist(), contexts.tolist(), has_unknown=bool(unknown.size))
         return inputs, Drawing(rows, slots[rows], contexts[rows])
 
@@ -157,7 +159,6 @@ class SlotState:
     ) -> None:
         """What is said of each row; `ends`: of their tokens."""
         _pad(host["last_tokens"], ends - 1, 0)
-        _pad(host["slots"], slots, self.no_slot)
         host["query_starts"][0] = 0
         _pad(host["query_starts"][1:], ends, int(ends[-1]))
         _pad(host["contexts"], contexts, 0)

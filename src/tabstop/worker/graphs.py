@@ -1,14 +1,14 @@
-"""CUDA graphs of decode steps: one captured forward for each bucket of rows, replayed with new inputs.
+"""CUDA graphs of whole steps: captured for some numbers of tokens and rows, replayed with new inputs.
 
-A step qualifies when every row has one token and draws. Its inputs are padded to the bucket's shape (batch.py), so
-nothing in the graph depends on the mix of requests. A graph looks up the tokens of the step before, draws and keeps the
-next ones: between two replays nothing else runs. The eager forward (worker.py) is the twin.
+Inputs are padded to the sizes of the smallest graph that holds them (batch.py), and attention finds its work on the
+device, so nothing in a graph depends on the mix of prompts and decoding rows. A graph looks up the tokens of the step
+before, draws and keeps the next ones: between two replays nothing else runs, and a step of hundreds of kernels is one
+launch. The eager forward (worker.py) is the twin.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,68 +17,90 @@ from torch import Tensor
 from tabstop.engine.plan import Row, StepPlan
 from tabstop.worker.batch import Buffer, Drawing, Numbers, Shape, SlotState, StepInputs
 
-BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 896, 1024)
-"""Numbers of rows that get a graph; up to a sixth of a step's rows may be padding."""
+DECODING = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 896, 1024)
+"""Numbers of rows of one token each; up to a sixth of a step's rows may be padding."""
 
-NUM_WARM_UPS = 2
-"""Eager runs before a capture: kernels are compiled and libraries choose their algorithms outside of it."""
+MIXED = (16, 32, 64, 128, 192, 256, 288, 320, 384, 512, 768, 1024, 1536, 2048)
+"""Numbers of tokens of steps that have prompts: denser where matrices are bound by reading them."""
+
+MIXED_ROWS = (64, 256, 1024)
+"""Numbers of rows of such steps: padding costs a program that ends at once, and a row of logits."""
+
+LONG = 1 << 20
+"""More tokens than a row that is attended as a decoding one may have."""
 
 
 @dataclass(slots=True)
 class Captured:
-    """One bucket's graph and the memory that it reads and writes."""
+    """One graph and the memory that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     buffer: Buffer
-    logits: Tensor  # float32 [bucket, vocab]
-    tokens: Tensor  # int64 [bucket] drawn from the logits as they are
+    logits: Tensor  # float32 [rows, vocab]
+    tokens: Tensor  # int64 [rows] drawn from the logits as they are
 
 
-class DecodeGraphs:
+class StepGraphs:
     """Captures on construction. `run`: inputs → (float32 logits [rows, vocab], tokens int64 [rows])."""
 
-    def __init__(self, run: Callable[[StepInputs], tuple[Tensor, Tensor]], state: SlotState, numbers: Numbers) -> None:
+    def __init__(
+        self, run: Callable[[StepInputs], tuple[Tensor, Tensor]], state: SlotState, numbers: Numbers, num_tokens: int
+    ) -> None:
+        """For steps of up to `num_tokens`."""
         self._run = run
         self._state = state
         self._numbers = numbers
         max_num_seqs, self._num_blocks = state.tables.shape
-        self._buckets = [bucket for bucket in BUCKETS if bucket < max_num_seqs] + [min(max_num_seqs, BUCKETS[-1])]
         self._pool = torch.cuda.graph_pool_handle()
         # Largest first: the others then live in its memory.
-        self._captured = {bucket: self._capture(bucket) for bucket in reversed(self._buckets)}
+        sizes = sorted(mixed_sizes(num_tokens, max_num_seqs), reverse=True)
+        self._mixed = {size: self._capture(*size, is_mixed=True) for size in sizes}
+        most = min(num_tokens, max_num_seqs, DECODING[-1])
+        rows = [*(number for number in DECODING if number < most), most]
+        self._decoding = {(number, number): self._capture(number, number, is_mixed=False) for number in reversed(rows)}
 
-    def serves(self, plan: StepPlan) -> bool:
-        return len(plan.rows) <= self._buckets[-1] and all(row.sample and len(row.token_ids) == 1 for row in plan.rows)
+    def find(self, plan: StepPlan) -> Captured | None:
+        """The smallest graph that holds the plan, if one does."""
+        num_rows, num_tokens = len(plan.rows), plan.num_tokens
+        captured = self._decoding if num_rows == num_tokens else self._mixed
+        fitting = [size for size in captured if size[0] >= num_tokens and size[1] >= num_rows]
+        return captured[min(fitting)] if fitting else None
 
-    def replay(self, plan: StepPlan) -> tuple[Drawing, Tensor, Tensor]:
-        """Logits float32 [R, vocab] and tokens int64 [R] drawn from them, valid until the next replay."""
-        bucket = self._buckets[bisect_left(self._buckets, len(plan.rows))]
-        captured = self._captured[bucket]
+    def replay(self, plan: StepPlan, captured: Captured) -> tuple[Drawing, Tensor, Tensor]:
+        """(which rows draw, logits float32 [R, vocab], tokens int64 [R]) of all rows, valid until the next replay."""
         _, drawing = self._state.fill(plan, captured.buffer, self._numbers)
         captured.graph.replay()
         return drawing, captured.logits[: len(plan.rows)], captured.tokens[: len(plan.rows)]
 
-    def _capture(self, bucket: int) -> Captured:
-        buffer = Buffer(Shape(bucket, bucket, self._num_blocks), self._state.device)
-        rows = [Row(slot, 0, [0], sample=True) for slot in range(bucket)]
+    def _capture(self, num_tokens: int, num_rows: int, *, is_mixed: bool) -> Captured:
+        buffer = Buffer(Shape(num_tokens, num_rows, self._num_blocks), self._state.device)
+        rows = [Row(slot, 0, [0], sample=True) for slot in range(num_rows)]
         inputs, _ = self._state.fill(StepPlan(0, rows=rows), buffer)
-        inputs = self._at_most(inputs, bucket)
+        inputs = self._at_most(inputs, num_tokens, num_rows, is_mixed=is_mixed)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(NUM_WARM_UPS):
-                self._run(inputs)
+            self._run(inputs)  # outside of the capture kernels are compiled, and libraries choose their algorithms
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             logits, tokens = self._run(inputs)
         return Captured(graph, buffer, logits, tokens)
 
-    def _at_most(self, inputs: StepInputs, bucket: int) -> StepInputs:
-        """Inputs whose host lengths are the largest that the graph must serve; those on the device are per replay."""
-        inputs.attention.query_lens = [1] * bucket
-        inputs.attention.context_lens = [self._num_blocks * self._state.block_size] * bucket
+    def _at_most(self, inputs: StepInputs, num_tokens: int, num_rows: int, *, is_mixed: bool) -> StepInputs:
+        """Inputs whose host lengths bound what the graph must serve; those on the device come with each replay."""
+        num_prompts = min(num_rows, num_tokens) if is_mixed else 0
+        inputs.attention.query_lens = [1] * num_rows + [LONG] * num_prompts
+        inputs.attention.context_lens = [self._num_blocks * self._state.block_size] * num_rows
         inputs.has_unknown = True
         # A capture must write only scratch memory, whatever the tables say.
         inputs.attention.kv_slots.fill_(self._state.scratch_block * self._state.block_size)
         return inputs
+
+
+def mixed_sizes(num_tokens: int, max_num_seqs: int) -> Iterator[tuple[int, int]]:
+    """(tokens, rows) of the graphs for steps with prompts, of up to `num_tokens`."""
+    tokens = [*(number for number in MIXED if number < num_tokens), min(num_tokens, MIXED[-1])]
+    for number in tokens:
+        most = min(number, max_num_seqs)
+        yield from ((number, rows) for rows in {*(each for each in MIXED_ROWS if each < most), most})

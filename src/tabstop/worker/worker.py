@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tabstop.attention import AttentionBackend
-from tabstop.engine.plan import Admission, LateInputs, Row, StepPlan, StepResult, TableUpdate
+from tabstop.engine.plan import Admission, Copy, LateInputs, Row, StepPlan, StepResult, TableUpdate
 from tabstop.kernels.sample import draw
 from tabstop.models import Model, StepContext
 from tabstop.sampling.sampler import Sampler
@@ -20,7 +21,7 @@ from tabstop.types import Sampling
 from tabstop.worker.batch import Buffer, Drawing, SlotState, StepInputs, pack_masks
 
 if TYPE_CHECKING:
-    from tabstop.worker.graphs import DecodeGraphs
+    from tabstop.worker.graphs import StepGraphs
 
 
 @dataclass(slots=True)
@@ -28,16 +29,17 @@ class Forwarded:
     """What a forward leaves on the device, until the next one."""
 
     drawing: Drawing
-    logits: Tensor  # float32 [N, vocab]
-    tokens: Tensor | None = None  # int64 [N] drawn already and remembered, from the logits as they are
+    logits: Tensor  # float32 [N, vocab]; behind a graph those of all rows, [R, vocab]
+    tokens: Tensor | None = None  # int64 [R] drawn and remembered already behind a graph, from the logits as they are
 
 
 @dataclass(slots=True)
 class Drawn:
     """Tokens on their way from the device."""
 
-    drawing: Drawing
-    tokens: Tensor  # int64 [N] on the host, valid after `ready`
+    rows: np.ndarray  # int64 [N] the plan's rows that draw
+    places: np.ndarray  # int64 [N] where their tokens are
+    tokens: Tensor  # int64 on the host, valid after `ready`
     ready: torch.cuda.Event | None
 
     def result(self, plan: StepPlan) -> StepResult:
@@ -45,7 +47,8 @@ class Drawn:
         if self.ready is not None:
             self.ready.synchronize()
         tokens: list[list[int]] = [[] for _ in plan.rows]
-        for row, token_id in zip(self.drawing.rows.tolist(), self.tokens.tolist(), strict=True):
+        drawn = self.tokens.numpy()[self.places]
+        for row, token_id in zip(self.rows.tolist(), drawn.tolist(), strict=True):
             tokens[row] = [token_id]
         return StepResult(tokens)
 
@@ -59,18 +62,18 @@ class Worker:
         self.kv = kv  # one per layer, in the backend's layout
         self.state = state
         self.sampler = Sampler(len(state.tables))
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: StepGraphs | None = None
 
     @property
     def device(self) -> torch.device:
         return self.state.device
 
     @torch.inference_mode()
-    def capture_graphs(self) -> None:
-        """From now on, decode steps replay graphs (worker/graphs.py)."""
-        from tabstop.worker.graphs import DecodeGraphs
+    def capture_graphs(self, num_tokens: int) -> None:
+        """From now on, steps of up to `num_tokens` replay graphs (worker/graphs.py)."""
+        from tabstop.worker.graphs import StepGraphs
 
-        self._graphs = DecodeGraphs(self._decode, self.state, self.sampler.numbers)
+        self._graphs = StepGraphs(self._step, self.state, self.sampler.numbers, num_tokens)
 
     def measure_peak(self, num_tokens: int) -> int:
         """Bytes that the largest step takes beside weights and KV memory: all slots draw, one has the longest chunk.
@@ -83,6 +86,7 @@ class Worker:
         chunk = min(num_tokens - num_slots + 1, num_blocks * self.state.block_size)
         plan = self._plan_of([chunk] + [1] * (num_slots - 1))
         self.sample(self.forward(plan), LateInputs()).result(plan)
+        self.attention.copy(self.kv, [Copy(0, 1, 1)])  # its kernel shall be compiled by now, too
         return torch.cuda.max_memory_allocated() - before
 
     def warm_up(self, num_tokens: int) -> None:
@@ -90,7 +94,7 @@ class Worker:
         and libraries choose their algorithms here, so that no request waits for them.
         """
         num_slots, num_blocks = self.state.tables.shape
-        for num_others in {0, min(7, num_slots - 1), num_slots - 1}:
+        for num_others in sorted({0, min(7, num_slots - 1), num_slots - 1}, reverse=True):  # later ones reuse memory
             length = 1
             while length <= min(num_tokens - num_others, num_blocks * self.state.block_size):
                 plan = self._plan_of([length] + [1] * num_others)
@@ -106,9 +110,9 @@ class Worker:
             plan.rows.append(Row(slot, 0, [0] * length, sample=True))
         return plan
 
-    def _decode(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
-        """A step of rows with one token each, drawn and remembered on the device."""
-        logits = self.model.logits(self._hidden(inputs))  # one token a row: every token is a last one
+    def _step(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """A whole step on the device: every row draws, and those of a sequence that shall are remembered."""
+        logits = self.model.logits(self._hidden(inputs)[inputs.last_tokens])
         tokens = draw(logits, inputs.temperature, inputs.uniform)
         self.state.last_ids.index_copy_(0, inputs.slots, tokens)
         return logits, tokens
@@ -120,8 +124,8 @@ class Worker:
         self.state.apply_tables(plan)
         if plan.copies:
             self.attention.copy(self.kv, plan.copies)
-        if self._graphs is not None and self._graphs.serves(plan):
-            return Forwarded(*self._graphs.replay(plan))
+        if self._graphs is not None and (captured := self._graphs.find(plan)):
+            return Forwarded(*self._graphs.replay(plan, captured))
         inputs, drawing = self.state.fill(plan, Buffer(self.state.exact_shape(plan), self.device))
         hidden, last = self._hidden(inputs), inputs.last_tokens
         if len(drawing.rows) < len(plan.rows):
@@ -134,19 +138,22 @@ class Worker:
 
     @torch.inference_mode()
     def sample(self, forwarded: Forwarded, late: LateInputs) -> Drawn:
-        drawing = forwarded.drawing
-        if not len(drawing.rows):
-            return Drawn(drawing, torch.empty(0, dtype=torch.int64), None)
+        drawing, logits = forwarded.drawing, forwarded.logits
+        rows, places = drawing.rows, np.arange(len(drawing.rows))
+        if not len(rows):
+            return Drawn(rows, places, torch.empty(0, dtype=torch.int64), None)
         masks = pack_masks(drawing, late, self.model.vocab_size)
         if forwarded.tokens is not None and masks is None and self.sampler.takes_logits_as_they_are(drawing.slots):
-            tokens = forwarded.tokens
+            tokens, places = forwarded.tokens, rows
         else:
-            tokens = self.sampler.sample(forwarded.logits, drawing.slots, drawing.positions, masks)
+            if len(rows) < len(logits):
+                logits = logits[self.state.upload(rows)]
+            tokens = self.sampler.sample(logits, drawing.slots, drawing.positions, masks)
             self.state.remember(drawing, tokens)
         if self.device.type == "cpu":
-            return Drawn(drawing, tokens, None)
+            return Drawn(rows, places, tokens, None)
         host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
         host.copy_(tokens, non_blocking=True)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
-        return Drawn(drawing, host, ready)
+        return Drawn(rows, places, host, ready)
