@@ -23,7 +23,7 @@ DECODING = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320
 MIXED = (16, 32, 64, 128, 192, 256, 288, 320, 384, 512, 768, 1024, 1536, 2048)
 """Numbers of tokens of steps that have prompts: denser where matrices are bound by reading them."""
 
-MIXED_ROWS = (64, 256, 1024)
+MIXED_ROWS = (64, 128, 256, 512, 768, 1024)
 """Numbers of rows of such steps: padding costs a program that ends at once, and a row of logits."""
 
 LONG = 1 << 20
@@ -36,7 +36,6 @@ class Captured:
 
     graph: torch.cuda.CUDAGraph
     buffer: Buffer
-    logits: Tensor  # float32 [rows, vocab]
     tokens: Tensor  # int64 [rows] drawn from the logits as they are
 
 
@@ -52,6 +51,7 @@ class StepGraphs:
         self._numbers = numbers
         max_num_seqs, self._num_blocks = state.tables.shape
         self._pool = torch.cuda.graph_pool_handle()
+        self._logits: Tensor | None = None  # float32 [most rows, vocab]; all graphs', or each would keep its own
         # Largest first: the others then live in its memory.
         sizes = sorted(mixed_sizes(num_tokens, max_num_seqs), reverse=True)
         self._mixed = {size: self._capture(*size, is_mixed=True) for size in sizes}
@@ -70,7 +70,8 @@ class StepGraphs:
         """(which rows draw, logits float32 [R, vocab], tokens int64 [R]) of all rows, valid until the next replay."""
         _, drawing = self._state.fill(plan, captured.buffer, self._numbers)
         captured.graph.replay()
-        return drawing, captured.logits[: len(plan.rows)], captured.tokens[: len(plan.rows)]
+        assert self._logits is not None
+        return drawing, self._logits[: len(plan.rows)], captured.tokens[: len(plan.rows)]
 
     def _capture(self, num_tokens: int, num_rows: int, *, is_mixed: bool) -> Captured:
         buffer = Buffer(Shape(num_tokens, num_rows, self._num_blocks), self._state.device)
@@ -80,12 +81,22 @@ class StepGraphs:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._run(inputs)  # outside of the capture kernels are compiled, and libraries choose their algorithms
+            # Outside of the capture kernels are compiled, and libraries choose their algorithms.
+            logits, _ = self._run(inputs)
         torch.cuda.current_stream().wait_stream(stream)
+        if self._logits is None:
+            self._logits = torch.empty_like(logits)
+        assert len(self._logits) >= num_rows, "the graph with the most rows is captured first"
+        del logits
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits, tokens = self._run(inputs)
-        return Captured(graph, buffer, logits, tokens)
+            tokens = self._keep(*self._run(inputs))
+        return Captured(graph, buffer, tokens)
+
+    def _keep(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        assert self._logits is not None
+        self._logits[: len(logits)].copy_(logits)
+        return tokens
 
     def _at_most(self, inputs: StepInputs, num_tokens: int, num_rows: int, *, is_mixed: bool) -> StepInputs:
         """Inputs whose host lengths bound what the graph must serve; those on the device come with each replay."""
