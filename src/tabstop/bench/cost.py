@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from scipy import optimize
 
 from tabstop.bench.metrics import Summary
 from tabstop.bench.report import BenchReport
@@ -153,6 +152,8 @@ def split_by_kind(mixes: Sequence[Mix]) -> tuple[np.ndarray, np.ndarray] | str:
 
     shape: (3,), (3,). Or the reason why they cannot be told apart. A kind that no mix has costs nothing (0 ± 0).
     """
+    from scipy import optimize  # half a second to import, and most commands never split a price
+
     if len(mixes) < 4:
         return f"needs runs of at least 4 different mixes at capacity, there are {len(mixes)}"
     table = np.array([[mix.uncached, mix.cached, mix.output] for mix in mixes])

@@ -100,7 +100,7 @@ def counts_for_latency(record: Record) -> bool:
 
 
 def ttft(record: Record, *, from_sent: bool = False) -> float:
-    """Time to the first chunk with text or tokens."""
+    """Time to the first chunk with text or tokens (of a whole answer: to its end; latency_samples leaves that out)."""
     if is_failure(record) or not record.chunks:
         return math.inf
     return record.chunks[0].at - (record.sent if from_sent else record.intended)
@@ -169,13 +169,17 @@ def steady_window(records: Sequence[Record], warm_up: float = 0.0) -> Window:
 
 
 def latency_samples(records: Sequence[Record], *, from_sent: bool) -> dict[str, Floats]:
-    """Every latency's samples in order of sending, failures as infinity. unit: seconds"""
+    """Every latency's samples in order of sending, failures as infinity. unit: seconds
+
+    Whole answers have an end only: no time to a first token and none between tokens.
+    """
     ordered = sorted((r for r in records if counts_for_latency(r)), key=lambda record: record.intended)
-    per_token = [value for record in ordered if (value := tpot(record)) is not None]
-    gaps = [token_gaps(record) for record in ordered if not is_failure(record)]
+    streamed = [record for record in ordered if not record.is_whole]
+    per_token = [value for record in streamed if (value := tpot(record)) is not None]
+    gaps = [token_gaps(record) for record in streamed if not is_failure(record)]
     short = [r for r in ordered if is_failure(r) or r.num_tokens <= SHORT_COMPLETION]
     samples = {
-        "ttft": np.array([ttft(record, from_sent=from_sent) for record in ordered]),
+        "ttft": np.array([ttft(record, from_sent=from_sent) for record in streamed]),
         "itl": np.concatenate(gaps) if gaps else np.empty(0),
         "tpot": np.array(per_token),
         "e2e": np.array([e2e(record, from_sent=from_sent) for record in ordered]),

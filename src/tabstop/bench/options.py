@@ -69,6 +69,7 @@ class Options:
     prompt_form: str = option("auto", "auto, ids or text")
     tokenizer: Path | None = option(None, "tokenizer.json (or its folder) to make and count tokens with")
     vocabulary: int = option(30_000, "random ids stay below this")
+    stream: bool = option(True, "stream the answers; without it only their ends are seen: no TTFT, no token times")
     running_usage: bool = option(True, "ask for the token count in every chunk")
     slo: str = option("", "limits in seconds, e.g. ttft=0.5,tpot=0.05,e2e=5,itl_max=0.2")
     workers: int = option(2, "client processes")
@@ -128,6 +129,10 @@ def make_setup(options: Options) -> RunSetup:
     if options.num_requests < 1 or (options.concurrency is not None and options.concurrency < 1) or options.workers < 1:
         raise ConfigError("--num-requests, --concurrency and --workers must be at least 1")
     slo, _ = parse_slo(options.slo)
+    if slo is not None and not options.stream and (slo.ttft, slo.tpot, slo.itl_max) != (None, None, None):
+        raise ConfigError(
+            "--no-stream shows only the ends of answers: --slo can limit e2e, but not ttft, tpot, itl_max"
+        )
     return RunSetup(
         workload=_workload(options),
         load=_load(options),
@@ -207,7 +212,11 @@ def make_endpoint(options: Options, url: str, label: str = "") -> Endpoint:
     except msgspec.DecodeError as error:
         raise ConfigError(f"--extra is not a JSON object: {error}") from None
     sampling = Sampling(
-        model=options.model, temperature=options.temperature, running_usage=options.running_usage, extra=extra
+        model=options.model,
+        temperature=options.temperature,
+        stream=options.stream,
+        running_usage=options.running_usage,
+        extra=extra,
     )
     if "://" not in url:
         url = "http://" + url

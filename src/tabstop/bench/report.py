@@ -170,7 +170,7 @@ def timeline(records: Sequence[Record]) -> Timeline | None:
         for index in range(low, min(high, num_bins - 1) + 1):
             overlap = min(record.ended, edges[index + 1]) - max(record.sent, edges[index])
             in_flight[index] += max(0.0, overlap) / bin_length
-        if record.chunks and low < num_bins:
+        if record.chunks and not record.is_whole and low < num_bins:
             first_tokens[low].append(record.chunks[0].at - record.intended)
     return Timeline(
         bin_length=bin_length,
