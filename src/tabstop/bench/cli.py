@@ -23,7 +23,7 @@ from tabstop.bench.cost import parse_price
 from tabstop.bench.exits import EXIT_INTERRUPTED, EXIT_INVALID, fails_in_one_line
 from tabstop.bench.fingerprint import EnergyMeter, fingerprint
 from tabstop.bench.gate import GateLimits
-from tabstop.bench.options import Options, make_endpoint, make_setup, parse_slo, with_options
+from tabstop.bench.options import Options, check_extras, make_endpoint, make_setup, parse_slo, with_options
 from tabstop.bench.outputs import output_folder, show, write_all
 from tabstop.bench.probe import ServerFacts, probe
 from tabstop.bench.progress import LiveProgress
@@ -62,9 +62,10 @@ class Target(msgspec.Struct, kw_only=True):
     described: Endpoints
 
 
-def make_target(options: Options, setup: RunSetup, url: str, label: str, command: str | None = None) -> Target:
-    """Raises InputError for whatever the probe finds wrong."""
-    endpoint, facts = probe(make_endpoint(options, url, label))
+def make_target(options: Options, setup: RunSetup, fleet: Fleet, number: int, label: str) -> Target:
+    """The fleet's `number`th server, running. Raises InputError for whatever the probe finds wrong."""
+    command = fleet.servers[number].command
+    endpoint, facts = probe(make_endpoint(options, fleet.use(number)[0], label, number))
     is_chat = setup.workload.name == "chat"
     if is_chat and endpoint.dialect == "openai-completions" and options.dialect == "auto":
         endpoint, facts = probe(msgspec.structs.replace(endpoint, dialect="openai-chat"))
@@ -80,6 +81,14 @@ def make_target(options: Options, setup: RunSetup, url: str, label: str, command
 
 def _servers(urls: list[str], starts: list[str] | None, timeout: float) -> list[Server]:
     return [Server(url=url) for url in urls] + [Server(command=c, start_timeout=timeout) for c in starts or []]
+
+
+def _one_server(options: Options, url: str | None, starts: list[str] | None, timeout: float) -> Server:
+    servers = _servers([url] if url else [], starts, timeout)
+    if len(servers) != 1:
+        raise ConfigError("give one URL or one --start command")
+    check_extras(options, 1)
+    return servers[0]
 
 
 def _report(kind: str, setup: RunSetup, runs: list[RunSection]) -> BenchReport:
@@ -130,12 +139,10 @@ def run_command(
 ) -> None:
     """Measure one endpoint."""
     setup = make_setup(options)
-    servers = _servers([url] if url else [], start, start_timeout)
-    if len(servers) != 1:
-        raise ConfigError("give one URL or one --start command")
+    servers = [_one_server(options, url, start, start_timeout)]
     with ExitStack() as stack:
         fleet = stack.enter_context(Fleet(servers))
-        target = make_target(options, setup, fleet.use(0)[0], _short_name(0, servers[0])[2:], servers[0].command)
+        target = make_target(options, setup, fleet, 0, _short_name(0, servers[0])[2:])
         pool = stack.enter_context(WorkerPool(options.workers))
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
         warm_up(pool, target.endpoint, setup, target.maker)
@@ -173,6 +180,7 @@ def compare_command(
     servers = _servers(urls or [], start, start_timeout)
     if len(servers) < 2:
         raise ConfigError("give at least two endpoints: URLs, or --start commands")
+    check_extras(options, len(servers))
     names = (label or []) + [_short_name(i, server) for i, server in enumerate(servers)][len(label or []) :]
     limits = GateLimits(output_tokens=max_output_difference, unequal_greedy_answers=max_unequal_answers)
     spec = CompareSpec(
@@ -185,9 +193,7 @@ def compare_command(
     with ExitStack() as stack:
         fleet = stack.enter_context(Fleet(servers, one_at_a_time=one_at_a_time))
         pool = stack.enter_context(WorkerPool(options.workers))
-        targets = [
-            make_target(options, setup, fleet.use(i)[0], names[i], server.command) for i, server in enumerate(servers)
-        ]
+        targets = [make_target(options, setup, fleet, i, name) for i, name in enumerate(names)]
         _same_maker(targets, one_at_a_time=one_at_a_time)
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
         arms = [_arm(fleet, i, targets, pool, setup) for i in range(len(targets))]
@@ -263,9 +269,7 @@ def sweep_command(
     """Latency against throughput, the saturation point, and the largest rate that meets the SLO."""
     setup = make_setup(options)
     _, level = parse_slo(options.slo)
-    servers = _servers([url] if url else [], start, start_timeout)
-    if len(servers) != 1:
-        raise ConfigError("give one URL or one --start command")
+    servers = [_one_server(options, url, start, start_timeout)]
     spec = SweepSpec(
         percentile=level or percentile,
         max_requests=max_requests,
@@ -275,7 +279,7 @@ def sweep_command(
     )
     with ExitStack() as stack:
         fleet = stack.enter_context(Fleet(servers))
-        target = make_target(options, setup, fleet.use(0)[0], _short_name(0, servers[0])[2:], servers[0].command)
+        target = make_target(options, setup, fleet, 0, _short_name(0, servers[0])[2:])
         pool = stack.enter_context(WorkerPool(options.workers))
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
         warm_up(pool, target.endpoint, setup, target.maker)

@@ -78,7 +78,7 @@ def summary_table(report: BenchReport) -> list[list[str]]:
         ["requests", *(_outcomes(run) for run in report.runs)],
         ["prompt tokens (mean)", *(_length(run.summary.prompt_lengths) for run in report.runs)],
         ["output tokens (mean)", *(_length(run.summary.output_lengths) for run in report.runs)],
-        ["tokens counted by", *(", ".join(run.summary.tokens.count_sources) for run in report.runs)],
+        ["tokens counted by", *(_counted_by(run) for run in report.runs)],
         ["client lag p99 (ms)", *(number(1e3 * run.lag_p99) for run in report.runs)],
     ]
     if any(run.summary.attainment for run in report.runs):
@@ -93,6 +93,16 @@ def _outcomes(run: RunSection) -> str:
 
 def _length(lengths: dict[str, float]) -> str:
     return number(lengths["mean"]) if lengths else "n/a"
+
+
+def _counted_by(run: RunSection) -> str:
+    """ "server", or "chunks; 39 of 40 re-tokenised agree"."""
+    tokens = run.summary.tokens
+    sources = ", ".join(tokens.count_sources)
+    if not tokens.num_retokenized:
+        return sources
+    num_equal = tokens.num_retokenized - tokens.num_retokenized_mismatches
+    return f"{sources}; {num_equal} of {tokens.num_retokenized} re-tokenised agree"
 
 
 def _attainment(run: RunSection) -> str:

@@ -58,10 +58,11 @@ class TokenAccount(msgspec.Struct, frozen=True):
     output_counted: int
     output_retokenized: int | None
     num_output_mismatches: int  # our count of the stream ≠ the server's usage
-    num_retokenized_mismatches: int
+    num_retokenized_mismatches: int  # re-tokenised text ≠ the server's usage, or our count where it has none
     num_prompt_mismatches: int  # the server's prompt length ≠ what the workload meant
     num_unlimited: int  # answers longer than max_tokens
     count_sources: dict[str, int]
+    num_retokenized: int = 0  # answers that were re-tokenised
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -243,9 +244,8 @@ def account(records: Sequence[Record]) -> TokenAccount:
         output_counted=sum(r.counted_tokens or 0 for r in done),
         output_retokenized=sum(r.retokenized_tokens or 0 for r in retokenized) if retokenized else None,
         num_output_mismatches=sum(r.counted_tokens != r.completion_tokens for r in stated),
-        num_retokenized_mismatches=sum(
-            r.retokenized_tokens != r.completion_tokens for r in retokenized if r.completion_tokens is not None
-        ),
+        num_retokenized=len(retokenized),
+        num_retokenized_mismatches=sum(r.retokenized_tokens != r.num_tokens for r in retokenized),
         num_prompt_mismatches=sum(
             r.prompt_tokens != r.expected_prompt_tokens
             for r in done

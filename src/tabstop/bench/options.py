@@ -34,7 +34,9 @@ class Options:
     dialect: str = option("auto", "auto, openai-completions, openai-chat, tgi or llama-cpp")
     model: str = option("", "model name to ask for; default: the first that the server lists")
     header: list[str] | None = option(None, "extra header, 'Name: value'; may be repeated")
-    extra: str = option("{}", "further fields of every request body, as JSON")
+    extra: list[str] | None = option(
+        None, "further fields of every request body, as JSON; compare takes one for all or one for each endpoint"
+    )
     temperature: float = option(0.0, "sampling temperature; 0 is greedy")
     timeout: float = option(600.0, "a request without an end after this many seconds has failed")
     workload: str = option("random", f"one of {', '.join(NAMES)}")
@@ -197,8 +199,8 @@ def _load(options: Options) -> LoadSpec:
     )
 
 
-def make_endpoint(options: Options, url: str, label: str = "") -> Endpoint:
-    """Raises ConfigError for an unreadable header or body."""
+def make_endpoint(options: Options, url: str, label: str = "", number: int = 0) -> Endpoint:
+    """The endpoint that is the command's `number`th. Raises ConfigError for an unreadable header or body."""
     headers = {}
     for written in options.header or []:
         name, colon, value = written.partition(":")
@@ -207,16 +209,12 @@ def make_endpoint(options: Options, url: str, label: str = "") -> Endpoint:
         headers[name.strip()] = value.strip()
     if key := from_environment(Credentials).bench_api_key:
         headers.setdefault("Authorization", f"Bearer {key}")
-    try:
-        extra = msgspec.json.decode(options.extra, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"--extra is not a JSON object: {error}") from None
     sampling = Sampling(
         model=options.model,
         temperature=options.temperature,
         stream=options.stream,
         running_usage=options.running_usage,
-        extra=extra,
+        extra=_extra(options, number),
     )
     if "://" not in url:
         url = "http://" + url
@@ -228,6 +226,23 @@ def make_endpoint(options: Options, url: str, label: str = "") -> Endpoint:
         timeout=options.timeout,
         label=label,
     )
+
+
+def check_extras(options: Options, num_endpoints: int) -> None:
+    """Raises ConfigError unless --extra was given for none, for all, or for each."""
+    num = len(options.extra or [])
+    if num not in (0, 1, num_endpoints):
+        raise ConfigError(
+            f"--extra was given {num} times for {num_endpoints} endpoints: give one for all or one for each"
+        )
+
+
+def _extra(options: Options, number: int) -> dict[str, Any]:
+    given = options.extra or ["{}"]
+    try:
+        return msgspec.json.decode(given[number if len(given) > 1 else 0], type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"--extra is not a JSON object: {error}") from None
 
 
 def parse_slo(written: str) -> tuple[Slo | None, float | None]:

@@ -26,6 +26,7 @@ from tabstop.errors import ConfigError, InputError
 
 MAX_CPU_SHARE = 0.8  # of one core, per worker
 LAG_LIMITS = ((0.5, 0.001, 0.01), (0.99, 0.005, 0.05))  # (percentile, at least so many seconds, share of median TTFT)
+MAX_VERIFIED = 500  # answers of one run
 MIN_FOR_MEDIAN = 30  # requests
 Report = Callable[[Record], bool | None]
 
@@ -137,7 +138,19 @@ def execute(
 ) -> Outcome:
     """The measured part. Raises InputError if not one request was completed."""
     result = pool.run(plan_run(endpoint, setup, maker), report)
+    if isinstance(maker, TextMaker) and not result.is_interrupted:
+        verify(result.records, maker.counter)
     return conclude(result, setup)
+
+
+def verify(records: Sequence[Record], count: Callable[[str], int]) -> None:
+    """Re-tokenises a sample of the answers whose server reports no usage. Answers are left unverified if that fails."""
+    silent = [r for r in records if r.outcome == "ok" and r.completion_tokens is None and r.text]
+    for record in silent[:: -(-len(silent) // MAX_VERIFIED) or 1]:
+        try:
+            record.retokenized_tokens = count(record.text)
+        except InputError:
+            return
 
 
 def conclude(result: RunResult, setup: RunSetup) -> Outcome:
