@@ -75,7 +75,9 @@ class Options:
     running_usage: bool = option(True, "ask for the token count in every chunk")
     slo: str = option("", "limits in seconds, e.g. ttft=0.5,tpot=0.05,e2e=5,itl_max=0.2")
     workers: int = option(2, "client processes")
-    max_lag: float | None = option(None, "client p99 lag in seconds that makes a run INVALID; default: 5 % of TTFT")
+    max_lag: float | None = option(
+        None, "client p99 lag in seconds that makes a run INVALID; default: p99 5 %, p50 1 % of TTFT"
+    )
     gpu: str = option("", "hardware facts for sanity checks: a100-80gb, 2xh100-80gb or name:GB/s:TFLOPS:GB")
     model_config: Path | None = option(None, "config.json of the model, for sanity checks")
     weight_bytes: float = option(2.0, "bytes a parameter (2: 16 bits, 0.56: 4 bits and scales)")

@@ -178,15 +178,16 @@ def conclude(result: RunResult, setup: RunSetup) -> Outcome:
 def client_faults(records: Sequence[Record], health: Sequence[ClientHealth], max_lag: float | None = None) -> list[str]:
     """Reasons why the client was the bottleneck; empty for a valid run.
 
-    The median lag may be 1 % of the median TTFT (at least 1 ms), the p99 5 % (at least 5 ms), unless a p99 is given.
+    The median lag may be 1 % of the median TTFT (at least 1 ms), the p99 5 % (at least 5 ms). A given p99 limit is the
+    only one.
     """
     faults = []
     first_tokens = [ttft(r, from_sent=True) for r in records if r.chunks and not is_failure(r)]
     typical = percentile(first_tokens, 0.5) if first_tokens else 0.0
     for q, least, share in LAG_LIMITS:
-        if q == 0.5 and len(records) < MIN_FOR_MEDIAN:
-            continue  # connecting the first requests would decide it
-        limit = max_lag if max_lag is not None and q == 0.99 else max(least, share * typical)
+        if q == 0.5 and (len(records) < MIN_FOR_MEDIAN or max_lag is not None):
+            continue  # connecting the first of few requests would decide it
+        limit = max_lag if max_lag is not None else max(least, share * typical)
         lag = percentile([record.lag for record in records], q)
         if lag > limit:
             faults.append(
