@@ -21,7 +21,7 @@ from tabstop.bench.client import Endpoint
 from tabstop.bench.compare import Arm, CompareSpec, compare
 from tabstop.bench.cost import parse_price
 from tabstop.bench.exits import EXIT_INTERRUPTED, EXIT_INVALID, fails_in_one_line
-from tabstop.bench.fingerprint import EnergyMeter, fingerprint
+from tabstop.bench.fingerprint import fingerprint
 from tabstop.bench.gate import GateLimits
 from tabstop.bench.options import Options, check_extras, make_endpoint, make_setup, parse_slo, with_options
 from tabstop.bench.outputs import output_folder, show, write_all
@@ -146,11 +146,8 @@ def run_command(
         pool = stack.enter_context(WorkerPool(options.workers))
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
         warm_up(pool, target.endpoint, setup, target.maker)
-        meter = EnergyMeter()
-        joules = meter.joules()
         outcome = execute(pool, target.endpoint, setup, target.maker, live.task("run", setup.workload.num_requests))
-        used = None if joules is None else (meter.joules() or 0.0) - joules
-    section = make_section(outcome, target.described, used)
+    section = make_section(outcome, target.described)
     _check_sanity(options, [section])
     _finish(_report("run", setup, [section]), [(section.label, outcome.records)], options)
 

@@ -140,7 +140,8 @@ def block_values(blocks: list[list[list[Outcome]]], arm: int, setup: RunSetup) -
     """Each metric's value per block, over both rounds of the arm; only metrics that every block has."""
     values: dict[str, list[float]] = {}
     for block in blocks:
-        for name, value in segment_metrics([outcome.records for outcome in block[arm]], setup).items():
+        metrics = segment_metrics([outcome.records for outcome in block[arm]], setup)
+        for name, value in (metrics | energy_metrics(block[arm])).items():
             values.setdefault(name, []).append(value)
     return {name: series for name, series in values.items() if len(series) == len(blocks)}
 
@@ -164,6 +165,15 @@ def segment_metrics(rounds: Sequence[Sequence[Record]], setup: RunSetup) -> dict
             relevant = [record for record in records if counts_for_latency(record)]
             values["goodput"] = sum(meets(record, setup.slo) for record in relevant) / seconds
     return values
+
+
+def energy_metrics(rounds: Sequence[Outcome]) -> dict[str, float]:
+    """Joules a token of one block; nothing where no card was read."""
+    joules = [outcome.joules for outcome in rounds if outcome.joules is not None]
+    num_tokens = sum(r.num_tokens for outcome in rounds for r in outcome.records if r.outcome == "ok")
+    if len(joules) < len(rounds) or not sum(joules) or not num_tokens:
+        return {}
+    return {"joules_per_output_token": sum(joules) / num_tokens}
 
 
 def is_higher_better(metric: str) -> bool:
@@ -229,7 +239,11 @@ def _joined(blocks: list[list[Outcome]], setup: RunSetup) -> Outcome:
         offset += max(record.ended for record in segment.records)
     if not segments:
         raise ConfigError("the comparison was interrupted before one block was complete: nothing can be said")
-    return conclude(RunResult(records=records, health=_typical(health)), setup)
+    outcome = conclude(RunResult(records=records, health=_typical(health)), setup)
+    joules = [segment.joules for segment in segments if segment.joules is not None]
+    outcome.joules = sum(joules) if len(joules) == len(segments) else None
+    outcome.energy_note = segments[0].energy_note
+    return outcome
 
 
 def _typical(health: list[ClientHealth]) -> list[ClientHealth]:

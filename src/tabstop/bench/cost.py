@@ -279,9 +279,9 @@ def _break_even(capacity: Mix, question: CostQuestion) -> list[Figure]:
 def _energy_figures(reports: Sequence[BenchReport], question: CostQuestion) -> list[Figure]:
     joules = [(run.joules, run) for report in reports for run in report.runs if run.joules]
     if not joules:
-        return [
-            Figure(name="energy", value=None, unit="J/output token", source="no card with an energy counter was read")
-        ]
+        notes = sorted({run.energy_note for report in reports for run in report.runs if run.energy_note})
+        source = "; ".join(notes) or "no card with an energy counter was read"
+        return [Figure(name="energy", value=None, unit="J/output token", source=source)]
     total = sum(used or 0.0 for used, _ in joules)
     tokens = sum(run.summary.tokens.output_counted for _, run in joules)
     source = "NVML energy counter over the whole run, idle power included"

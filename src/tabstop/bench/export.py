@@ -79,6 +79,7 @@ def summary_table(report: BenchReport) -> list[list[str]]:
         ["prompt tokens (mean)", *(_length(run.summary.prompt_lengths) for run in report.runs)],
         ["output tokens (mean)", *(_length(run.summary.output_lengths) for run in report.runs)],
         ["tokens counted by", *(_counted_by(run) for run in report.runs)],
+        *_energy_row(report),
         ["client lag p99 (ms)", *(number(1e3 * run.lag_p99) for run in report.runs)],
     ]
     if any(run.summary.attainment for run in report.runs):
@@ -103,6 +104,13 @@ def _counted_by(run: RunSection) -> str:
         return sources
     num_equal = tokens.num_retokenized - tokens.num_retokenized_mismatches
     return f"{sources}; {num_equal} of {tokens.num_retokenized} re-tokenised agree"
+
+
+def _energy_row(report: BenchReport) -> list[list[str]]:
+    if all(run.joules is None for run in report.runs):
+        return []
+    values = [(run.joules, max(1, run.summary.tokens.output_counted)) for run in report.runs]
+    return [["J/output token", *("n/a" if joules is None else number(joules / tokens) for joules, tokens in values)]]
 
 
 def _attainment(run: RunSection) -> str:

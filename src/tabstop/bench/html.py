@@ -312,15 +312,16 @@ def _run_details(run: RunSection) -> str:
         ]
         for h in run.health
     ]
-    if run.joules is not None:
-        facts.append(
-            [
-                "energy",
-                f"{number(run.joules)} J, {number(run.joules / max(1, summary.tokens.output_counted))} J/output token",
-            ]
-        )
+    facts.append(["energy", _energy(run)])
     latency_table = _table(rows) if rows else ""
     return f"<details><summary>{escape(run.label)}</summary>{latency_table}{_table(facts)}</details>"
+
+
+def _energy(run: RunSection) -> str:
+    if run.joules is None:
+        return f"not measured: {run.energy_note}" if run.energy_note else "not measured"
+    per_token = run.joules / max(1, run.summary.tokens.output_counted)
+    return f"{number(run.joules)} J of all this machine's cards, {number(per_token)} J/output token"
 
 
 def _cell(value: Any) -> str:

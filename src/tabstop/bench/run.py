@@ -14,6 +14,7 @@ import numpy as np
 
 from tabstop.bench.arrivals import arrivals
 from tabstop.bench.client import Endpoint
+from tabstop.bench.energy import start_metering
 from tabstop.bench.metrics import Slo, Summary, is_failure, summarize, ttft
 from tabstop.bench.probe import ServerFacts
 from tabstop.bench.records import ClientHealth, Record, Session
@@ -75,6 +76,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     lag_p99: float
     is_interrupted: bool = False
     is_stopped: bool = False
+    joules: float | None = None  # of this machine's cards during the run
+    energy_note: str = ""  # why there are none
 
 
 def make_maker(
@@ -137,10 +140,15 @@ def execute(
     pool: WorkerPool, endpoint: Endpoint, setup: RunSetup, maker: PromptMaker, report: Report | None = None
 ) -> Outcome:
     """The measured part. Raises InputError if not one request was completed."""
-    result = pool.run(plan_run(endpoint, setup, maker), report)
+    plan = plan_run(endpoint, setup, maker)
+    joules_used, energy_note = start_metering(endpoint.url)
+    result = pool.run(plan, report)
+    joules = joules_used()
     if isinstance(maker, TextMaker) and not result.is_interrupted:
         verify(result.records, maker.counter)
-    return conclude(result, setup)
+    outcome = conclude(result, setup)
+    outcome.joules, outcome.energy_note = joules, energy_note
+    return outcome
 
 
 def verify(records: Sequence[Record], count: Callable[[str], int]) -> None:
