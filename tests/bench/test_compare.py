@@ -21,7 +21,7 @@ from tabstop.bench.selftest import NoiseRecording, golden_endpoint, golden_proce
 from tabstop.bench.sweep import SloWatch, Sweep, SweepSpec
 from tabstop.bench.workers import WorkerPool
 from tabstop.bench.workloads import WorkloadSpec
-from tabstop.bench.workloads.prompts import IdMaker
+from tabstop.bench.workloads.prompts import IdMaker, LooseMaker
 from tabstop.errors import ConfigError
 
 NOISE = Path(__file__).parent / "data" / "recorded_noise.json"
@@ -160,10 +160,37 @@ def test_a_sweep_finds_a_capacity_between_two_rates(pool: WorkerPool) -> None:
     assert None in (result.met, result.missed) or result.missed > result.met  # type: ignore[operator]
 
 
-def test_a_sweep_of_sessions_is_refused(pool: WorkerPool) -> None:
-    setup = RunSetup(workload=WorkloadSpec(name="chat"))
-    with pytest.raises(ConfigError, match="has sessions"):
-        Sweep(pool, golden_endpoint("http://127.0.0.1:1"), setup, SweepSpec(), IdMaker())
+def test_a_sweep_of_sessions_counts_sessions(pool: WorkerPool) -> None:
+    with golden_process(Behaviour(ttft=0.004, rate=1000, slots=2)) as url:
+        workload = WorkloadSpec(name="chat", output_tokens="2", num_turns=3, think_time=0.01, prefix_tokens=32)
+        setup = RunSetup(workload=workload, slo=Slo(ttft=1.0), warm_up_requests=0)
+        spec = SweepSpec(
+            percentile=0.9,
+            min_duration=0.5,
+            max_requests=60,
+            curve_requests=8,
+            max_steps=2,
+            saturating_concurrency=4,
+        )
+        result = Sweep(pool, golden_endpoint(url, "openai-chat"), setup, spec, LooseMaker()).run()
+    saturation, *others = result.points
+    assert (saturation.num_sessions, saturation.num_requests) == (32, 96)
+    assert result.saturated_sessions_per_s == pytest.approx(result.saturated_requests_per_s / 3)
+    assert {p.num_requests for p in others if p.purpose == "curve"} == {24}
+    decided = [p for p in others if p.purpose == "search"]
+    assert decided and all(p.num_sessions >= 22 for p in decided if p.is_met)  # what p90 at 99 % needs
+
+
+def test_a_session_is_late_once_and_good_only_when_all_its_turns_were() -> None:
+    watch = SloWatch(Slo(e2e=2.0), SweepSpec(percentile=0.5, confidence=0.9, min_duration=0.0))
+    turns = [record(0, 1.0), record(0, 9.0), record(0, 9.0), record(1, 1.0), record(1, 1.0)]
+    for number, one in enumerate(turns):
+        one.num_turns = 3
+        watch.take(one)
+        assert watch.num_decided == (number >= 2)
+    assert (watch.num_over, watch.num_over_known) == (1, 1)
+    watch.take(msgspec.structs.replace(turns[-1], ended=2.0))
+    assert (watch.num_decided, watch.num_over) == (2, 1)
 
 
 def test_the_selftests_accounting_is_exact(pool: WorkerPool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from tabstop.bench.report import BenchReport, RunSection
 from tabstop.bench.statistics import Estimate, Judgement
+from tabstop.bench.sweep import SweepResult
 
 MILLISECONDS = ("ttft", "itl", "tpot", "e2e", "completion")
 
@@ -145,19 +146,30 @@ def to_markdown(report: BenchReport) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def rate_unit(sweep: SweepResult) -> str:
+    """What a sweep's rates count."""
+    return "sessions" if any(p.num_requests > p.num_sessions > 0 for p in sweep.points) else "requests"
+
+
 def capacity_line(report: BenchReport) -> str:
     """What the sweep found, in one sentence."""
     sweep = report.sweep
     assert sweep is not None
     requests, tokens = number(sweep.saturated_requests_per_s), number(sweep.saturated_tokens_per_s)
+    unit = f"{rate_unit(sweep)}/s"
     line = f"Saturated at {requests} requests/s, {tokens} tokens/s."
+    if unit == "sessions/s" and sweep.saturated_sessions_per_s is not None:
+        line += f" That is {number(sweep.saturated_sessions_per_s)} sessions/s."
     if sweep.last_sustained is not None:
-        line += f" The highest rate of the curve that was kept up: {number(sweep.last_sustained)} requests/s."
+        line += f" The highest rate of the curve that was kept up: {number(sweep.last_sustained)} {unit}."
+    if not sweep.is_saturated:
+        line += " That was its highest: the server was not saturated, raise --saturating-concurrency."
     if sweep.slo is not None:
         low = f"{number(sweep.met)}" if sweep.met is not None else "none found"
         high = f"{number(sweep.missed)}" if sweep.missed is not None else "none found"
         line += (
-            f" Largest rate proven to meet the SLO at p{100 * sweep.percentile:g}: {low}; smallest not proven: {high}."
+            f" Largest rate ({unit}) proven to meet the SLO at p{100 * sweep.percentile:g}: {low}; "
+            f"smallest not proven: {high}."
         )
     return line
 

@@ -14,7 +14,7 @@ import msgspec
 
 from tabstop.bench import svg
 from tabstop.bench.cost import UTILIZATIONS
-from tabstop.bench.export import capacity_line, number, show_estimate, summary_table
+from tabstop.bench.export import capacity_line, number, rate_unit, show_estimate, summary_table
 from tabstop.bench.report import BenchReport, RunSection
 from tabstop.bench.statistics import Judgement
 from tabstop.bench.svg import Axis, Series
@@ -208,7 +208,8 @@ def _sweep(report: BenchReport) -> list[str]:
         curves.append(Series(f"{name} {level}", line, dots=True))
     plot = svg.line_chart("latency against throughput", curves, Axis("output tokens/s", low=0), Axis("ms", log=True))
     plots = _figures([_figure(svg.legend([c.label for c in curves]) + plot, "Latency against throughput")])
-    rows = [["rate (1/s)", "purpose", "requests", "beyond SLO", "SLO met", "TTFT p50 (ms)", "output tokens/s", "valid"]]
+    rate_name = f"rate ({rate_unit(sweep)}/s)"
+    rows = [[rate_name, "purpose", "requests", "beyond SLO", "SLO met", "TTFT p50 (ms)", "output tokens/s", "valid"]]
     for p in sweep.points:
         met = {True: "yes", False: "no", None: "undecided" if p.purpose == "search" else ""}[p.is_met]
         first = p.summary.latencies["ttft"].percentiles["p50"] if "ttft" in p.summary.latencies else None
