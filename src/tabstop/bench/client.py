@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+import uuid
 from collections.abc import Callable
 
 import aiohttp
@@ -58,6 +59,11 @@ def prepare(endpoint: Endpoint, dialect: Dialect, turn: Turn) -> Prepared:
     return Prepared(endpoint.url.rstrip("/") + dialect.path_of(turn, endpoint.sampling), body, turn)
 
 
+def request_id(record: Record) -> str:
+    """Session and turn as a UUID: llama-cpp-python's server answers 400 to any other form."""
+    return str(uuid.UUID(int=(record.session << 16) + record.turn, version=4))
+
+
 def with_answer(turn: Turn, before: Turn, answer: str) -> Turn:
     """The turn after everything that was said before: the previous prompt, the server's own answer, the new message."""
     if turn.messages:
@@ -103,7 +109,7 @@ class Client:
         return record
 
     async def _ask(self, prepared: Prepared, record: Record) -> None:
-        headers = {"content-type": "application/json", "x-request-id": f"{record.session}-{record.turn}"}
+        headers = {"content-type": "application/json", "x-request-id": request_id(record)}
         async with self.session.post(prepared.url, data=prepared.body, headers=headers) as response:
             if response.status != 200:
                 raise InputError(f"HTTP {response.status}: {_error_body(await response.read())}")
@@ -185,7 +191,7 @@ def _error_body(body: bytes) -> str:
     try:
         decoded = msgspec.json.decode(body)
     except msgspec.DecodeError:
-        return error_text(body[:300].decode("utf-8", "replace"))
+        return error_text(body[:300].decode("utf-8", "replace")) or "without a word of explanation"
     return error_text(decoded.get("error", decoded) if isinstance(decoded, dict) else decoded)
 
 

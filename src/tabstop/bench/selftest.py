@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import msgspec
 import numpy as np
 
-from tabstop.bench.client import Endpoint
+from tabstop.bench.client import Endpoint, request_id
 from tabstop.bench.compare import Arm, CompareSpec, Comparison, compare, is_higher_better, segment_metrics
 from tabstop.bench.dialects import DIALECTS, Sampling
 from tabstop.bench.golden import MODEL, Behaviour, Told, golden_tokenizer
@@ -119,7 +119,7 @@ def clock_errors(result: RunResult, told: dict[str, Told]) -> tuple[Floats, Floa
     """Absolute errors of the first arrivals, of all arrivals, and of the gaps. unit: seconds"""
     first, arrivals, gaps = [], [], []
     for record in result.records:
-        sent = np.array([one.at for one in told[f"{record.session}-{record.turn}"].sent])
+        sent = np.array([one.at for one in told[request_id(record)].sent])
         seen = np.array([chunk.at for chunk in record.chunks]) + result.start
         if len(sent) == len(seen) and len(sent):
             arrivals.append(np.abs(seen - sent))
@@ -169,7 +169,7 @@ def wrong_accounts(
     wrong = []
     for record in records:
         resolve(record, tokenizer)
-        true = told[f"{record.session}-{record.turn}"]
+        true = told[request_id(record)]
         seen = [(c.num_tokens, c.num_chars) for c in record.chunks]
         sent = [(s.num_tokens, s.num_chars) for s in true.sent]
         if seen != sent or record.text != true.text or true.is_whole != (record.outcome == "ok"):
