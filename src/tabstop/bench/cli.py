@@ -178,7 +178,7 @@ def compare_command(
     if len(servers) < 2:
         raise ConfigError("give at least two endpoints: URLs, or --start commands")
     check_extras(options, len(servers))
-    names = (label or []) + [_short_name(i, server) for i, server in enumerate(servers)][len(label or []) :]
+    names = _names(servers, label or [])
     limits = GateLimits(output_tokens=max_output_difference, unequal_greedy_answers=max_unequal_answers)
     spec = CompareSpec(
         num_blocks=blocks,
@@ -204,7 +204,8 @@ def compare_command(
             spec,
             lambda name, done, total: live.task(f"{done + 1}/{total} {name}", setup.workload.num_requests),
         )
-    sections = [make_section(o, t.described) for o, t in zip(result.outcomes, targets, strict=True)]
+    described = {target.described.label: target.described for target in targets}
+    sections = [make_section(o, described[name]) for name, o in zip(result.labels, result.outcomes, strict=True)]
     for section in sections:
         section.is_interrupted = result.is_interrupted
     _check_sanity(options, sections)
@@ -219,6 +220,14 @@ def _short_name(number: int, server: Server) -> str:
     is_command = server.command is not None
     name = next((word for word in words[1:] if "." in word or word == "serve"), words[0]) if is_command else words[0]
     return f"{'ABCDEFGHIJ'[number % 10]} {name}"[:40]
+
+
+def _names(servers: list[Server], labels: list[str]) -> list[str]:
+    """The given labels, then short names. Raises ConfigError if two are equal or there are too many."""
+    names = labels + [_short_name(i, server) for i, server in enumerate(servers)][len(labels) :]
+    if len(names) != len(servers) or len(set(names)) < len(names):
+        raise ConfigError(f"{len(servers)} endpoints need as many different names: give --label once for each")
+    return names
 
 
 def _same_maker(targets: list[Target], *, one_at_a_time: bool) -> None:

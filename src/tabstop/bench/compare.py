@@ -53,7 +53,7 @@ class Comparison(msgspec.Struct, kw_only=True):
 
     labels: list[str]
     pairs: list[Pair]
-    outcomes: list[Outcome]  # of each endpoint, over all its segments laid end to end
+    outcomes: list[Outcome]  # of each endpoint that was measured, over all its segments laid end to end
     aa_judgements: list[Judgement]
     order: list[list[int]]  # the endpoints in the order in which each block asked them
     is_interrupted: bool = False
@@ -105,6 +105,7 @@ class _Runner:
         self.num_done = 0
         self.blocks: list[list[list[Outcome]]] = []  # [block][arm][round]
         self.order: list[list[int]] = []
+        self.measured: dict[str, list[Outcome]] = {}  # all segments by label, those of incomplete blocks too
         self.is_interrupted = False
 
     def play(self, arms: list[Arm], num_blocks: int, first: int, rng: np.random.Generator) -> None:
@@ -121,7 +122,7 @@ class _Runner:
                 except KeyboardInterrupt:
                     self.is_interrupted = True
                 if self.is_interrupted:
-                    return  # an incomplete block is no block
+                    return  # an incomplete block is no block: no verdict counts it
             self.blocks.append(block_segments)
             self.order.append(order)
 
@@ -132,6 +133,7 @@ class _Runner:
             self.pool, arm.enter(), setup, arm.maker, self.report(arm.label, self.num_done, self.num_segments)
         )
         self.num_done += 1
+        self.measured.setdefault(arm.label, []).append(outcome)
         self.is_interrupted = self.is_interrupted or outcome.is_interrupted
         return outcome
 
@@ -183,6 +185,8 @@ def is_higher_better(metric: str) -> bool:
 def _conclude(
     runner: _Runner, arms: list[Arm], aa_blocks: list[list[list[Outcome]]], setup: RunSetup, spec: CompareSpec
 ) -> Comparison:
+    if not runner.blocks:
+        return _without_blocks(runner, setup)
     outcomes = [_joined([block[arm] for block in runner.blocks], setup) for arm in range(len(arms))]
     aa = [block_values(aa_blocks, arm, setup) if aa_blocks else {} for arm in (0, 1)]
     aa_judgements: list[Judgement] = []
@@ -208,6 +212,23 @@ def _conclude(
         aa_judgements=aa_judgements,
         order=runner.order,
         is_interrupted=runner.is_interrupted,
+    )
+
+
+def _without_blocks(runner: _Runner, setup: RunSetup) -> Comparison:
+    """Interrupted before one block was whole: no verdict, but what was measured is kept.
+
+    Raises KeyboardInterrupt if that is nothing.
+    """
+    if not runner.measured:
+        raise KeyboardInterrupt
+    return Comparison(
+        labels=list(runner.measured),
+        pairs=[],
+        outcomes=[_joined([segments], setup) for segments in runner.measured.values()],
+        aa_judgements=[],
+        order=[],
+        is_interrupted=True,
     )
 
 
@@ -237,8 +258,6 @@ def _joined(blocks: list[list[Outcome]], setup: RunSetup) -> Outcome:
         health += segment.health
         records += [_shifted(record, offset, number) for record in segment.records]
         offset += max(record.ended for record in segment.records)
-    if not segments:
-        raise ConfigError("the comparison was interrupted before one block was complete: nothing can be said")
     outcome = conclude(RunResult(records=records, health=_typical(health)), setup)
     joules = [segment.joules for segment in segments if segment.joules is not None]
     outcome.joules = sum(joules) if len(joules) == len(segments) else None

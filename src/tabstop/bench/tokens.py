@@ -89,7 +89,9 @@ class RemoteCounter:
 
 
 def resolve(record: Record, tokenizer: LocalTokenizer | None = None) -> Record:
-    """Fills the record's token counts: per chunk, in total and re-tokenised."""
+    """Fills the record's token counts: per chunk, in total and re-tokenised. Once: a second time changes nothing."""
+    if record.counted_tokens is not None:
+        return record
     if tokenizer is not None and record.text:
         record.retokenized_tokens = tokenizer.count(record.text)
     counts = [chunk.num_tokens for chunk in record.chunks]
