@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Iterator
 
 from tabstop.bench.report import BenchReport, RunSection
@@ -142,8 +143,14 @@ def to_markdown(report: BenchReport) -> str:
     for run in report.runs:
         parts += [f"INVALID ({run.label}): {fault}" for fault in run.invalid]
         parts += [f"IMPOSSIBLE ({run.label}): {f.what}: {f.claim}; {f.limit} ({f.why})" for f in run.sanity]
-    parts.append("Repeat with: `" + " ".join(report.command) + "`")
+    parts.append(f"{repeat_hint(report)}: `{shlex.join(report.command)}`")
     return "\n\n".join(parts) + "\n"
+
+
+def repeat_hint(report: BenchReport) -> str:
+    if any(word.startswith("--seed") for word in report.command):
+        return "Repeat with"
+    return f"Repeat with (new prompts; --seed {report.setup.workload.seed} asks the same ones again)"
 
 
 def rate_unit(sweep: SweepResult) -> str:

@@ -71,6 +71,7 @@ class Told(msgspec.Struct):
     sent: list[Sent] = []
     text: str = ""
     is_whole: bool = False
+    num_before: int = 0  # requests of the same name, of earlier runs; only the last one's story is kept
 
 
 def golden_tokenizer() -> Tokenizer:
@@ -247,7 +248,9 @@ class GoldenServer:
         identity = request.headers.get("x-request-id", str(len(self.told)))
         if behaviour.fault == "http-500" and random.Random(f"500/{identity}").random() < behaviour.fault_share:
             return web.json_response({"error": {"message": "golden fault"}}, status=500)
+        before = self.told.get(identity)
         told = self.told[identity] = Told(identity, received, wire.prompt_tokens)
+        told.num_before = before.num_before + 1 if before else 0
         async with self.slots or contextlib.nullcontext():
             return await (self._play(request, wire, told) if wire.is_stream else self._whole(wire, told))
 

@@ -192,6 +192,8 @@ def latency_samples(records: Sequence[Record], *, from_sent: bool) -> dict[str, 
 def describe(values: Floats) -> Latency:
     finite = values[np.isfinite(values)]
     mean = estimate_mean(finite)
+    if mean.low is not None:
+        mean = msgspec.structs.replace(mean, low=max(0.0, mean.low))  # no latency is negative
     if len(finite) < len(values):
         mean = Estimate(None, None, None, len(values), f"infinite: {len(values) - len(finite)} failures")
     return Latency({f"p{100 * q:g}": _finite(estimate_percentile(values, q)) for q in PERCENTILES}, mean)
