@@ -124,6 +124,8 @@ def test_an_overloaded_client_makes_a_run_invalid(tmp_path: Path) -> None:
         (["--start", golden(), "--input", "many"], "cannot read the length 'many'"),
         (["--start", golden(), "--header", "nonsense"], "has no colon"),
         (["--start", golden(), "--dialect", "tgi", "--workload", "fim", "--folder", "tests"], "or --fim-template"),
+        (["ftp://127.0.0.1:1"], "write http://HOST:PORT"),
+        (["http://127.0.0.1:99999"], "write http://HOST:PORT"),
         ([], "give one URL or one --start command"),
     ],
 )
@@ -132,6 +134,24 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, arguments: list[str], mess
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "nonsense"], "nonsense"),
+        (["--price", "much"], "cannot read --price 'much'"),
+        (["--rate", "-1"], "the rate is -1"),
+        (["--workload", "fim", "--folder", "/nowhere"], "no folder '/nowhere'"),
+        (["--tokenizer", "/nowhere"], "no tokenizer at /nowhere"),
+        (["--out", "pyproject.toml"], "cannot make the folder pyproject.toml"),
+    ],
+)
+def test_bad_options_are_found_before_anything_is_asked(arguments: list[str], message: str) -> None:
+    """Port 1 answers nobody: whoever reached it first would complain about that."""
+    done = bench("bench", "run", "127.0.0.1:1", *arguments)
+    assert done.returncode == 2 and message in " ".join(done.stderr.split()), done.stderr
+    assert "cannot reach" not in done.stderr
 
 
 def test_a_run_in_which_nothing_succeeds_fails_and_keeps_its_report(tmp_path: Path) -> None:

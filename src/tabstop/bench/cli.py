@@ -38,13 +38,14 @@ from tabstop.bench.report import (
     now,
     redacted,
 )
-from tabstop.bench.run import RunSetup, counter_for, execute, make_maker, warm_up
+from tabstop.bench.run import RunSetup, counter_for, execute, make_maker, schedule, warm_up
 from tabstop.bench.sanity import check, check_summary, model_facts, parse_gpu, read_claims
 from tabstop.bench.selftest import SelfTestSpec, selftest
 from tabstop.bench.servers import Fleet, Server
 from tabstop.bench.sweep import Sweep, SweepSpec
-from tabstop.bench.tokens import RemoteCounter
+from tabstop.bench.tokens import LocalTokenizer, RemoteCounter
 from tabstop.bench.workers import WorkerPool
+from tabstop.bench.workloads import make_sessions
 from tabstop.bench.workloads.prompts import IdMaker, LooseMaker, PromptMaker, TextMaker
 from tabstop.errors import ConfigError, InputError
 
@@ -60,6 +61,29 @@ class Target(msgspec.Struct, kw_only=True):
     facts: ServerFacts
     maker: PromptMaker
     described: Endpoints
+
+
+def _checked_setup(options: Options) -> RunSetup:
+    """The setup, once all that would else fail after a server's start, or after the measurement, has been tried.
+
+    Raises ConfigError or InputError.
+    """
+    setup = make_setup(options)
+    few = msgspec.structs.replace(setup.workload, num_requests=min(2, setup.workload.num_requests))
+    schedule(make_sessions(few, LooseMaker()), setup.load, few)
+    for number in range(len(options.extra or [""])):
+        make_endpoint(options, "http://localhost", number=number)
+    if setup.tokens.tokenizer is not None:
+        LocalTokenizer.load(setup.tokens.tokenizer)
+    _check_sanity(options, [])
+    _hourly(options)
+    if options.out is not None:
+        output_folder(options.out, "")
+    return setup
+
+
+def _hourly(options: Options) -> float | None:
+    return parse_price(options.price, options.devices, datetime.date.today()).hourly if options.price else None
 
 
 def make_target(options: Options, setup: RunSetup, fleet: Fleet, number: int, label: str) -> Target:
@@ -112,8 +136,7 @@ def _check_sanity(options: Options, runs: list[RunSection]) -> None:
 
 def _finish(report: BenchReport, records: list[tuple[str, list[Record]]], options: Options) -> None:
     folder = output_folder(options.out, report.kind)
-    hourly = parse_price(options.price, options.devices, datetime.date.today()).hourly if options.price else None
-    write_all(report, records, folder, keep_text=options.keep_text, price_per_hour=hourly)
+    write_all(report, records, folder, keep_text=options.keep_text, price_per_hour=_hourly(options))
     show(report, folder, Console())
     if any(run.is_interrupted for run in report.runs):
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -138,7 +161,7 @@ def run_command(
     start_timeout: StartTimeout = 600.0,
 ) -> None:
     """Measure one endpoint."""
-    setup = make_setup(options)
+    setup = _checked_setup(options)
     servers = [_one_server(options, url, start, start_timeout)]
     with ExitStack() as stack:
         fleet = stack.enter_context(Fleet(servers))
@@ -173,7 +196,7 @@ def compare_command(
     ] = None,
 ) -> None:
     """Compare endpoints: same work, alternating blocks, an A/A run, a verdict for each metric."""
-    setup = make_setup(options)
+    setup = _checked_setup(options)
     servers = _servers(urls or [], start, start_timeout)
     if len(servers) < 2:
         raise ConfigError("give at least two endpoints: URLs, or --start commands")
@@ -273,8 +296,10 @@ def sweep_command(
     saturating_concurrency: Annotated[int, typer.Option(help="requests in flight that saturate the server")] = 64,
 ) -> None:
     """Latency against throughput, the saturation point, and the largest rate that meets the SLO."""
-    setup = make_setup(options)
+    setup = _checked_setup(options)
     _, level = parse_slo(options.slo)
+    if not 0 < percentile < 1:
+        raise ConfigError(f"--percentile is {percentile:g}; it is a share over 0 and under 1, e.g. 0.99")
     servers = [_one_server(options, url, start, start_timeout)]
     spec = SweepSpec(
         percentile=level or percentile,

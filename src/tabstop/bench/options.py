@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import typer
@@ -220,6 +221,7 @@ def make_endpoint(options: Options, url: str, label: str = "", number: int = 0) 
     )
     if "://" not in url:
         url = "http://" + url
+    _check_url(url)
     return Endpoint(
         url=url,
         dialect=options.dialect,
@@ -228,6 +230,17 @@ def make_endpoint(options: Options, url: str, label: str = "", number: int = 0) 
         timeout=options.timeout,
         label=label,
     )
+
+
+def _check_url(url: str) -> None:
+    """Raises ConfigError for what is no URL of an HTTP server."""
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port out of range
+        is_good = False
+    if not is_good:
+        raise ConfigError(f"{url!r} is no address of an HTTP server; write http://HOST:PORT")
 
 
 def check_extras(options: Options, num_endpoints: int) -> None:
