@@ -175,8 +175,11 @@ def test_the_built_in_trace_is_replayed(tmp_path: Path) -> None:
     assert report.runs[0].summary.tokens.prompt > 30_000 and report.setup.load.mode == "replay"
 
 
-def interrupt_after(process: subprocess.Popen[str], num_requests: int, how: signal.Signals) -> list[psutil.Process]:
-    """Sends the signal when the golden servers have answered so many requests; returns all children of then."""
+def interrupt_after(
+    process: subprocess.Popen[str], num_requests: int, how: signal.Signals, victim: str = ""
+) -> list[psutil.Process]:
+    """Sends the signal when the golden servers have seen so many requests, to the command or its first child with the
+    victim's name; returns all children of then."""
     parent = psutil.Process(process.pid)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -184,7 +187,8 @@ def interrupt_after(process: subprocess.Popen[str], num_requests: int, how: sign
             break
         time.sleep(0.1)
     children = parent.children(recursive=True)
-    process.send_signal(how)
+    named = [child for child in children if victim and victim in child.cmdline()]
+    (named[0] if named else process).send_signal(how)
     return children
 
 
@@ -239,6 +243,23 @@ def test_a_comparison_interrupted_in_its_first_block_keeps_what_it_has(tmp_path:
     assert report.comparison is not None and report.comparison.pairs == []
     assert report.runs[0].label == "quick" and report.runs[0].summary.outcomes["ok"] >= 4
     assert "interrupted" in output and (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("kind", ["run", "compare"])
+def test_a_server_that_dies_costs_nothing_that_was_measured(tmp_path: Path, kind: str) -> None:
+    servers = ["--start", golden()] * (1 if kind == "run" else 2)
+    command = [sys.executable, "-m", "tabstop.bench", "bench", kind, *servers, "--out", str(tmp_path), "--workers", "1"]
+    command += ["--max-lag", "1", "--output", "4"]
+    command += (
+        ["--rate", "40", "--num-requests", "200"] if kind == "run" else ["--num-requests", "4", "--blocks", "500"]
+    )
+    command += [] if kind == "run" else ["--aa-blocks", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    killed = interrupt_after(process, 40, signal.SIGKILL, victim="tabstop.bench.golden")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "ended during the run" in " ".join(output.split()), output
+    assert psutil.wait_procs(killed, timeout=10)[1] == []
+    assert read_report(tmp_path / "report.json").runs[0].summary.outcomes["ok"] > 10
 
 
 def test_a_run_without_streaming(tmp_path: Path) -> None:

@@ -17,50 +17,38 @@ from rich.console import Console
 from rich.table import Table
 
 from tabstop.bench.cli_money import cost, plan
-from tabstop.bench.client import Endpoint
-from tabstop.bench.compare import Arm, CompareSpec, compare
+from tabstop.bench.compare import CompareSpec, Comparison, check_blocks, compare
 from tabstop.bench.cost import parse_price
 from tabstop.bench.exits import EXIT_INTERRUPTED, EXIT_INVALID, fails_in_one_line
 from tabstop.bench.fingerprint import fingerprint
 from tabstop.bench.gate import GateLimits
 from tabstop.bench.options import Options, check_extras, make_endpoint, make_setup, parse_slo, with_options
 from tabstop.bench.outputs import output_folder, show, write_all
-from tabstop.bench.probe import ServerFacts, probe
 from tabstop.bench.progress import LiveProgress
 from tabstop.bench.records import Record
 from tabstop.bench.report import (
     BenchReport,
-    Endpoints,
     RunSection,
     comparison_section,
-    describe_endpoint,
     make_section,
     now,
     redacted,
 )
-from tabstop.bench.run import RunSetup, counter_for, execute, make_maker, schedule, warm_up
+from tabstop.bench.run import RunSetup, execute, schedule, warm_up
 from tabstop.bench.sanity import check, check_summary, model_facts, parse_gpu, read_claims
 from tabstop.bench.selftest import SelfTestSpec, selftest
 from tabstop.bench.servers import Fleet, Server
 from tabstop.bench.sweep import Sweep, SweepSpec
-from tabstop.bench.tokens import LocalTokenizer, RemoteCounter
+from tabstop.bench.targets import Target, make_arm, make_target, names_of, same_maker, short_name
+from tabstop.bench.tokens import LocalTokenizer
 from tabstop.bench.workers import WorkerPool
 from tabstop.bench.workloads import make_sessions
-from tabstop.bench.workloads.prompts import IdMaker, LooseMaker, PromptMaker, TextMaker
+from tabstop.bench.workloads.prompts import LooseMaker
 from tabstop.errors import ConfigError, InputError
 
 __all__ = ["bench_app", "cost", "plan"]
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure, compare and check inference servers.")
-
-
-class Target(msgspec.Struct, kw_only=True):
-    """An endpoint that was probed and can be asked."""
-
-    endpoint: Endpoint
-    facts: ServerFacts
-    maker: PromptMaker
-    described: Endpoints
 
 
 def _checked_setup(options: Options) -> RunSetup:
@@ -84,23 +72,6 @@ def _checked_setup(options: Options) -> RunSetup:
 
 def _hourly(options: Options) -> float | None:
     return parse_price(options.price, options.devices, datetime.date.today()).hourly if options.price else None
-
-
-def make_target(options: Options, setup: RunSetup, fleet: Fleet, number: int, label: str) -> Target:
-    """The fleet's `number`th server, running. Raises InputError for whatever the probe finds wrong."""
-    command = fleet.servers[number].command
-    endpoint, facts = probe(make_endpoint(options, fleet.use(number)[0], label, number))
-    is_chat = setup.workload.name == "chat"
-    if is_chat and endpoint.dialect == "openai-completions" and options.dialect == "auto":
-        endpoint, facts = probe(msgspec.structs.replace(endpoint, dialect="openai-chat"))
-    counter = None
-    if is_chat or setup.tokens.form == "text" or not facts.takes_ids:
-        counter = counter_for(endpoint, setup.tokens)
-        endpoint, facts = probe(endpoint, counter)  # again, to learn what the server adds to a text
-    maker = make_maker(endpoint, facts, setup.tokens, counter)
-    if is_chat:
-        maker = TextMaker(counter) if counter else LooseMaker()  # lengths of messages, without the template
-    return Target(endpoint=endpoint, facts=facts, maker=maker, described=describe_endpoint(endpoint, facts, command))
 
 
 def _servers(urls: list[str], starts: list[str] | None, timeout: float) -> list[Server]:
@@ -134,10 +105,13 @@ def _check_sanity(options: Options, runs: list[RunSection]) -> None:
         run.sanity = check_summary(run.summary, model, hardware)
 
 
-def _finish(report: BenchReport, records: list[tuple[str, list[Record]]], options: Options) -> None:
+def _finish(report: BenchReport, records: list[tuple[str, list[Record]]], options: Options, failure: str = "") -> None:
+    """Writes and shows the report. Raises InputError for a failure that ended the measurement early, typer.Exit."""
     folder = output_folder(options.out, report.kind)
     write_all(report, records, folder, keep_text=options.keep_text, price_per_hour=_hourly(options))
     show(report, folder, Console())
+    if failure:
+        raise InputError(f"the measurement ended early: {failure}")
     if any(run.is_interrupted for run in report.runs):
         raise typer.Exit(EXIT_INTERRUPTED)
     for run in report.runs:
@@ -165,14 +139,15 @@ def run_command(
     servers = [_one_server(options, url, start, start_timeout)]
     with ExitStack() as stack:
         fleet = stack.enter_context(Fleet(servers))
-        target = make_target(options, setup, fleet, 0, _short_name(0, servers[0])[2:])
+        target = make_target(options, setup, fleet, 0, short_name(0, servers[0])[2:])
         pool = stack.enter_context(WorkerPool(options.workers))
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
         warm_up(pool, target.endpoint, setup, target.maker)
         outcome = execute(pool, target.endpoint, setup, target.maker, live.task("run", setup.workload.num_requests))
+        death = "" if servers[0].is_running else fleet.death(0)
     section = make_section(outcome, target.described)
     _check_sanity(options, [section])
-    _finish(_report("run", setup, [section]), [(section.label, outcome.records)], options)
+    _finish(_report("run", setup, [section]), [(section.label, outcome.records)], options, death)
 
 
 @bench_app.command("compare")
@@ -201,7 +176,8 @@ def compare_command(
     if len(servers) < 2:
         raise ConfigError("give at least two endpoints: URLs, or --start commands")
     check_extras(options, len(servers))
-    names = _names(servers, label or [])
+    check_blocks(blocks)
+    names = names_of(servers, label or [])
     limits = GateLimits(output_tokens=max_output_difference, unequal_greedy_answers=max_unequal_answers)
     spec = CompareSpec(
         num_blocks=blocks,
@@ -214,9 +190,9 @@ def compare_command(
         fleet = stack.enter_context(Fleet(servers, one_at_a_time=one_at_a_time))
         pool = stack.enter_context(WorkerPool(options.workers))
         targets = [make_target(options, setup, fleet, i, name) for i, name in enumerate(names)]
-        _same_maker(targets, one_at_a_time=one_at_a_time)
+        same_maker(targets, one_at_a_time=one_at_a_time)
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
-        arms = [_arm(fleet, i, targets, pool, setup) for i in range(len(targets))]
+        arms = [make_arm(fleet, i, targets, pool, setup) for i in range(len(targets))]
         for number, target in enumerate(targets):
             if not one_at_a_time:
                 warm_up(pool, arms[number].enter(), setup, target.maker)
@@ -227,6 +203,13 @@ def compare_command(
             spec,
             lambda name, done, total: live.task(f"{done + 1}/{total} {name}", setup.workload.num_requests),
         )
+    report, records = _compare_report(options, setup, targets, result)
+    _finish(report, records, options, result.failure)
+
+
+def _compare_report(
+    options: Options, setup: RunSetup, targets: list[Target], result: Comparison
+) -> tuple[BenchReport, list[tuple[str, list[Record]]]]:
     described = {target.described.label: target.described for target in targets}
     sections = [make_section(o, described[name]) for name, o in zip(result.labels, result.outcomes, strict=True)]
     for section in sections:
@@ -234,52 +217,8 @@ def compare_command(
     _check_sanity(options, sections)
     report = _report("compare", setup, sections)
     report.comparison = comparison_section(result)
-    _finish(report, [(s.label, o.records) for s, o in zip(sections, result.outcomes, strict=True)], options)
-
-
-def _short_name(number: int, server: Server) -> str:
-    """ "A http://…" or "B llama_cpp.server": short enough for a column."""
-    words = server.name.split()
-    is_command = server.command is not None
-    name = next((word for word in words[1:] if "." in word or word == "serve"), words[0]) if is_command else words[0]
-    return f"{'ABCDEFGHIJ'[number % 10]} {name}"[:40]
-
-
-def _names(servers: list[Server], labels: list[str]) -> list[str]:
-    """The given labels, then short names. Raises ConfigError if two are equal or there are too many."""
-    names = labels + [_short_name(i, server) for i, server in enumerate(servers)][len(labels) :]
-    if len(names) != len(servers) or len(set(names)) < len(names):
-        raise ConfigError(f"{len(servers)} endpoints need as many different names: give --label once for each")
-    return names
-
-
-def _same_maker(targets: list[Target], *, one_at_a_time: bool) -> None:
-    """All endpoints get the same prompts: text for all if one of them does not take ids.
-
-    Raises ConfigError where the text would have to be counted by a server that does not run all the time.
-    """
-    ranks = {IdMaker: 0, LooseMaker: 1, TextMaker: 2}
-    maker = max((target.maker for target in targets), key=lambda maker: ranks[type(maker)])
-    if one_at_a_time and isinstance(maker, TextMaker) and isinstance(maker.counter, RemoteCounter):
-        raise ConfigError("--one-at-a-time with text prompts needs --tokenizer: the server that counts them is stopped")
-    for target in targets:
-        target.maker = maker
-
-
-def _arm(fleet: Fleet, number: int, targets: list[Target], pool: WorkerPool, setup: RunSetup) -> Arm:
-    """Another name of the same URL gets other prompts, or its own cache would answer."""
-    target = targets[number]
-    same = [i for i in range(number) if targets[i].endpoint.url == target.endpoint.url and not fleet.one_at_a_time]
-
-    def enter() -> Endpoint:
-        url, is_new = fleet.use(number)
-        is_started = fleet.servers[number].command is not None
-        endpoint = msgspec.structs.replace(target.endpoint, url=url) if is_started else target.endpoint
-        if is_new:
-            warm_up(pool, endpoint, setup, target.maker)
-        return endpoint
-
-    return Arm(label=target.described.label, maker=target.maker, enter=enter, salt=len(same))
+    records = [(s.label, o.records) for s, o in zip(sections, result.outcomes, strict=True)]
+    return report, records
 
 
 @bench_app.command("sweep")
@@ -310,7 +249,7 @@ def sweep_command(
     )
     with ExitStack() as stack:
         fleet = stack.enter_context(Fleet(servers))
-        target = make_target(options, setup, fleet, 0, _short_name(0, servers[0])[2:])
+        target = make_target(options, setup, fleet, 0, short_name(0, servers[0])[2:])
         pool = stack.enter_context(WorkerPool(options.workers))
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
         warm_up(pool, target.endpoint, setup, target.maker)

@@ -20,7 +20,7 @@ from tabstop.bench.run import Outcome, Report, RunSetup, conclude, execute
 from tabstop.bench.statistics import Judgement, MetricBlocks, judge, percentile
 from tabstop.bench.workers import RunResult, WorkerPool
 from tabstop.bench.workloads.prompts import PromptMaker
-from tabstop.errors import ConfigError
+from tabstop.errors import ConfigError, InputError
 
 AA_BLOCK = 1_000_000  # blocks of the A/A run are numbered from here, so their prompts are their own
 AGAIN_SALT = 77
@@ -57,6 +57,7 @@ class Comparison(msgspec.Struct, kw_only=True):
     aa_judgements: list[Judgement]
     order: list[list[int]]  # the endpoints in the order in which each block asked them
     is_interrupted: bool = False
+    failure: str = ""  # why it ended early, if that was not the user's wish
 
 
 class Arm(msgspec.Struct, kw_only=True):
@@ -68,6 +69,12 @@ class Arm(msgspec.Struct, kw_only=True):
     salt: int = 0
 
 
+def check_blocks(num_blocks: int) -> None:
+    """Raises ConfigError for too few to say anything."""
+    if num_blocks < 4:
+        raise ConfigError(f"{num_blocks} blocks cannot carry a verdict: give at least 4, better 10")
+
+
 def compare(
     pool: WorkerPool,
     arms: list[Arm],
@@ -76,8 +83,7 @@ def compare(
     report: Callable[[str, int, int], Report | None] = lambda label, done, total: None,
 ) -> Comparison:
     """Runs A/A blocks, then all blocks, and judges. `report(label, done, total)` gives each segment's callback."""
-    if spec.num_blocks < 4:
-        raise ConfigError(f"{spec.num_blocks} blocks cannot carry a verdict: give at least 4, better 10")
+    check_blocks(spec.num_blocks)
     runner = _Runner(pool, setup, report, 4 * spec.num_aa_blocks + 2 * len(arms) * spec.num_blocks)
     rng = np.random.default_rng([spec.seed, 4])
     again = msgspec.structs.replace(arms[0], salt=AGAIN_SALT)
@@ -107,6 +113,7 @@ class _Runner:
         self.order: list[list[int]] = []
         self.measured: dict[str, list[Outcome]] = {}  # all segments by label, those of incomplete blocks too
         self.is_interrupted = False
+        self.failure = ""
 
     def play(self, arms: list[Arm], num_blocks: int, first: int, rng: np.random.Generator) -> None:
         for block in range(num_blocks):
@@ -121,6 +128,8 @@ class _Runner:
                     block_segments[number].append(self._segment(arms[number], segment))
                 except KeyboardInterrupt:
                     self.is_interrupted = True
+                except InputError as error:  # a server died: hours of blocks must not die with it
+                    self.is_interrupted, self.failure = True, error.message
                 if self.is_interrupted:
                     return  # an incomplete block is no block: no verdict counts it
             self.blocks.append(block_segments)
@@ -212,16 +221,17 @@ def _conclude(
         aa_judgements=aa_judgements,
         order=runner.order,
         is_interrupted=runner.is_interrupted,
+        failure=runner.failure,
     )
 
 
 def _without_blocks(runner: _Runner, setup: RunSetup) -> Comparison:
     """Interrupted before one block was whole: no verdict, but what was measured is kept.
 
-    Raises KeyboardInterrupt if that is nothing.
+    Raises KeyboardInterrupt, or InputError with the reason, if that is nothing.
     """
     if not runner.measured:
-        raise KeyboardInterrupt
+        raise InputError(runner.failure) if runner.failure else KeyboardInterrupt
     return Comparison(
         labels=list(runner.measured),
         pairs=[],
@@ -229,6 +239,7 @@ def _without_blocks(runner: _Runner, setup: RunSetup) -> Comparison:
         aa_judgements=[],
         order=[],
         is_interrupted=True,
+        failure=runner.failure,
     )
 
 

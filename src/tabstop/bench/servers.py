@@ -145,8 +145,13 @@ class Fleet:
             for other in self.servers:
                 other.stop()
         if not was_running and not self.one_at_a_time:
-            raise InputError(f"the server {server.name!r} ended during the run; its last words:\n{server.tail()}")
+            raise InputError(self.death(number))
         return server.start(), not was_running
+
+    def death(self, number: int) -> str:
+        """What to say of a server that ended by itself."""
+        server = self.servers[number]
+        return f"the server {server.name!r} ended during the run; its last words:\n{server.tail()}"
 
 
 def free_port() -> int:
