@@ -166,8 +166,8 @@ def _comparison(report: BenchReport) -> list[str]:
         gate = [["check", "", "detail"], *([c.name, "equal" if c.passed else "UNEQUAL", c.detail] for c in pair.gate)]
         num_blocks = len(pair.blocks[0].baseline) if pair.blocks else 0
         hint = (
-            f"Ratio = {pair.candidate} / {pair.baseline}, over {num_blocks} blocks in ABBA order; the band is what the "
-            "baseline does against itself."
+            f"The verdict is that of {pair.candidate}; ratio = {pair.candidate} / {pair.baseline}, over {num_blocks} "
+            "blocks in ABBA order; the band is what the baseline does against itself."
         )
         sections.append(_section(f"{pair.candidate} against {pair.baseline}", table, hint))
         sections.append(_section("Equal work", _table(gate), "A verdict needs the same work on both sides."))
