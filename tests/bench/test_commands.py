@@ -245,6 +245,15 @@ def test_a_comparison_interrupted_in_its_first_block_keeps_what_it_has(tmp_path:
     assert "interrupted" in output and (tmp_path / "report.html").is_file()
 
 
+def test_a_self_test_ends_when_it_is_told_to() -> None:
+    command = [sys.executable, "-m", "tabstop.bench", "bench", "selftest", "--streams", "4", "--seconds", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    children = interrupt_after(process, 4, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130 and "accounts" not in output, output
+    assert children and psutil.wait_procs(children, timeout=10)[1] == []
+
+
 @pytest.mark.parametrize("kind", ["run", "compare"])
 def test_a_server_that_dies_costs_nothing_that_was_measured(tmp_path: Path, kind: str) -> None:
     servers = ["--start", golden()] * (1 if kind == "run" else 2)

@@ -16,6 +16,7 @@ from tabstop.bench.compare import Arm, CompareSpec, Comparison, compare, segment
 from tabstop.bench.golden import Behaviour
 from tabstop.bench.metrics import Slo
 from tabstop.bench.records import Chunk, Record
+from tabstop.bench.report import ComparisonSection, comparison_section
 from tabstop.bench.run import LoadSpec, RunSetup
 from tabstop.bench.selftest import NoiseRecording, golden_endpoint, golden_process, noise_verdicts
 from tabstop.bench.sweep import SloWatch, Sweep, SweepSpec
@@ -107,6 +108,16 @@ def test_unequal_work_has_no_verdict(url: str, pool: WorkerPool, behaviour: dict
     pair = comparison.pairs[0]
     assert reason in pair.refused
     assert {judgement.verdict for judgement in pair.judgements} <= {"not comparable"}
+
+
+def test_blocks_that_failures_reach_survive_the_report(url: str, pool: WorkerPool, tmp_path: Path) -> None:
+    """Half of the candidate's requests fail: its p90 latencies are infinite, and JSON knows no infinity."""
+    failing = golden_endpoint(url, fault="http-500", fault_share=0.5)
+    comparison = play(pool, [arm("A", golden_endpoint(url)), arm("B", failing, salt=1)])
+    section = comparison_section(comparison)
+    assert msgspec.json.decode(msgspec.json.encode(section), type=ComparisonSection) == section
+    values = {blocks.metric: blocks.candidate for blocks in section.pairs[0].blocks}
+    assert None in values["e2e_p90"] and None not in values["requests_per_s"]
 
 
 def test_an_obvious_difference_is_found_through_sockets_in_three_arms(url: str, pool: WorkerPool) -> None:

@@ -7,6 +7,7 @@ endpoint asked twice in one block (A/A, or two names of one server) gets other p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -37,6 +38,17 @@ class CompareSpec(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
+class BlockValues(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric's value in each block, as it is reported. None: infinite, because failures reach it."""
+
+    metric: str
+    higher_is_better: bool
+    baseline: list[float | None]
+    candidate: list[float | None]
+    aa_first: list[float | None] = []
+    aa_second: list[float | None] = []
+
+
 class Pair(msgspec.Struct, kw_only=True):
     """One candidate against the baseline."""
 
@@ -44,7 +56,7 @@ class Pair(msgspec.Struct, kw_only=True):
     candidate: str
     gate: list[GateCheck]
     judgements: list[Judgement]
-    blocks: list[MetricBlocks]
+    blocks: list[BlockValues]
     refused: str = ""  # why every verdict is "not comparable"; empty if none was withheld
 
 
@@ -212,7 +224,13 @@ def _conclude(
         ]
         gate = equal_work(outcomes[0].records, outcomes[arm].records, spec.limits)
         judgements = judge(blocks, spec.seed, spec.alpha, spec.minimum_effect)
-        pair = Pair(baseline=arms[0].label, candidate=arms[arm].label, gate=gate, judgements=judgements, blocks=blocks)
+        pair = Pair(
+            baseline=arms[0].label,
+            candidate=arms[arm].label,
+            gate=gate,
+            judgements=judgements,
+            blocks=[reported(metric) for metric in blocks],
+        )
         pairs.append(_withheld(pair, _refusal(gate, aa_judgements)))
     return Comparison(
         labels=[arm.label for arm in arms],
@@ -222,6 +240,22 @@ def _conclude(
         order=runner.order,
         is_interrupted=runner.is_interrupted,
         failure=runner.failure,
+    )
+
+
+def reported(blocks: MetricBlocks) -> BlockValues:
+    """JSON has no infinity."""
+
+    def finite(values: list[float]) -> list[float | None]:
+        return [value if math.isfinite(value) else None for value in values]
+
+    return BlockValues(
+        metric=blocks.metric,
+        higher_is_better=blocks.higher_is_better,
+        baseline=finite(blocks.baseline),
+        candidate=finite(blocks.candidate),
+        aa_first=finite(blocks.aa_first),
+        aa_second=finite(blocks.aa_second),
     )
 
 
