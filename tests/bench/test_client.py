@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import socket
+import uuid
 from collections.abc import Iterator
 from itertools import pairwise
 
 import msgspec
 import pytest
 
+from tabstop.bench.client import Endpoint, request_id
 from tabstop.bench.dialects import DIALECTS
 from tabstop.bench.golden import STYLES, Behaviour, golden_tokenizer
+from tabstop.bench.metrics import account, latency_samples
 from tabstop.bench.records import Message, Record, Session, Turn
+from tabstop.bench.run import verify
 from tabstop.bench.selftest import golden_endpoint, golden_process, truth, wrong_accounts
 from tabstop.bench.tokens import LocalTokenizer, resolve
 from tabstop.bench.workers import LoadPlan, WorkerPool
@@ -46,6 +50,53 @@ def test_accounting_is_exact(url: str, pool: WorkerPool, dialect: str, style: st
     assert len(records) == 12
     assert wrong_accounts(records, truth(url)) == []
     assert {(r.completion_tokens, r.counted_tokens, r.prompt_tokens) for r in records} == {(9, 9, 3)}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_answer_in_one_body_has_an_end_and_no_first_token(url: str, pool: WorkerPool, dialect: str) -> None:
+    records = pool.run(LoadPlan(endpoint=whole(golden_endpoint(url, dialect)), sessions=sessions(12))).records
+    assert wrong_accounts(records, truth(url)) == []
+    assert {(r.completion_tokens, r.counted_tokens, r.finish_reason) for r in records} == {(9, 9, "length")}
+    assert all(len(r.chunks) == 1 and r.chunks[0].at <= r.ended for r in records)
+    samples = latency_samples(records, from_sent=True)
+    assert set(samples) == {"e2e", "completion"} and samples["e2e"].min() >= 0.01  # golden time, at the least
+
+
+def whole(endpoint: Endpoint) -> Endpoint:
+    return msgspec.structs.replace(endpoint, sampling=msgspec.structs.replace(endpoint.sampling, stream=False))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("error-event", "golden fault"), ("garbage", "not openai-completions JSON"), ("http-500", "HTTP 500: golden")],
+)
+def test_each_fault_of_a_whole_answer_is_one_clear_error(url: str, pool: WorkerPool, fault: str, message: str) -> None:
+    broken = whole(golden_endpoint(url, fault=fault, fault_share=1.0))
+    records = pool.run(LoadPlan(endpoint=broken, sessions=sessions(4))).records
+    assert {r.outcome for r in records} == {"error"} and all(message in r.error for r in records), records[0].error
+    assert set(latency_samples(records, from_sent=True)) == {"e2e", "completion"}
+
+
+def test_a_whole_answer_without_usage_is_not_counted_by_guessing(url: str, pool: WorkerPool) -> None:
+    silent = whole(golden_endpoint(url, usage=False))
+    records = pool.run(LoadPlan(endpoint=silent, sessions=sessions(2))).records
+    assert {(r.outcome, resolve(r).count_source, r.counted_tokens) for r in records} == {("ok", "none", 0)}
+
+
+def test_silent_answers_are_retokenised(url: str, pool: WorkerPool) -> None:
+    silent = golden_endpoint(url, style="several", usage=False, running_usage=False)
+    records = pool.run(LoadPlan(endpoint=silent, sessions=sessions(6))).records
+    verify(records, LocalTokenizer(golden_tokenizer()).count)
+    assert {r.retokenized_tokens for r in records} == {9}
+    tokens = account([resolve(resolve(r)) for r in records])  # a second look must not call guesses the server's count
+    assert tokens.count_sources == {"chunks": 6}
+    assert tokens.num_retokenized == tokens.num_retokenized_mismatches == 6  # several tokens came in each chunk
+
+
+def test_request_names_are_uuids_and_differ() -> None:
+    records = [Record(session=s, turn=t, intended=0, sent=0, ended=0) for s in (0, 1, 2**40) for t in (0, 1, 500)]
+    names = {request_id(r) for r in records}
+    assert len(names) == 9 and all(str(uuid.UUID(name)) == name for name in names)
 
 
 def test_a_silent_server_is_counted_by_a_tokenizer(url: str, pool: WorkerPool) -> None:

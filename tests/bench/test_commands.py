@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 
 from tabstop.bench.records import read_jsonl
 from tabstop.bench.report import read_report, redacted
+from tabstop.bench.selftest import truth
 from tabstop.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +35,11 @@ def golden(**behaviour: object) -> str:
 def bench(*arguments: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tabstop.bench", *arguments]
     wide = os.environ | {"COLUMNS": "240"}  # tables without broken lines
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=wide, cwd=ROOT)
+    with tempfile.TemporaryDirectory() as folder:
+        wide["TMPDIR"] = folder
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=wide, cwd=ROOT)
+        assert os.listdir(folder) == [], "the command left files behind"
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +124,8 @@ def test_an_overloaded_client_makes_a_run_invalid(tmp_path: Path) -> None:
         (["--start", golden(), "--input", "many"], "cannot read the length 'many'"),
         (["--start", golden(), "--header", "nonsense"], "has no colon"),
         (["--start", golden(), "--dialect", "tgi", "--workload", "fim", "--folder", "tests"], "or --fim-template"),
+        (["ftp://127.0.0.1:1"], "write http://HOST:PORT"),
+        (["http://127.0.0.1:99999"], "write http://HOST:PORT"),
         ([], "give one URL or one --start command"),
     ],
 )
@@ -126,6 +134,24 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, arguments: list[str], mess
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "nonsense"], "nonsense"),
+        (["--price", "much"], "cannot read --price 'much'"),
+        (["--rate", "-1"], "the rate is -1"),
+        (["--workload", "fim", "--folder", "/nowhere"], "no folder '/nowhere'"),
+        (["--tokenizer", "/nowhere"], "no tokenizer at /nowhere"),
+        (["--out", "pyproject.toml"], "cannot make the folder pyproject.toml"),
+    ],
+)
+def test_bad_options_are_found_before_anything_is_asked(arguments: list[str], message: str) -> None:
+    """Port 1 answers nobody: whoever reached it first would complain about that."""
+    done = bench("bench", "run", "127.0.0.1:1", *arguments)
+    assert done.returncode == 2 and message in " ".join(done.stderr.split()), done.stderr
+    assert "cannot reach" not in done.stderr
 
 
 def test_a_run_in_which_nothing_succeeds_fails_and_keeps_its_report(tmp_path: Path) -> None:
@@ -149,6 +175,32 @@ def test_the_built_in_trace_is_replayed(tmp_path: Path) -> None:
     assert report.runs[0].summary.tokens.prompt > 30_000 and report.setup.load.mode == "replay"
 
 
+def interrupt_after(
+    process: subprocess.Popen[str], num_requests: int, how: signal.Signals, victim: str = ""
+) -> list[psutil.Process]:
+    """Sends the signal when the golden servers have seen so many requests, to the command or its first child with the
+    victim's name; returns all children of then."""
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if sum(map(num_answered, parent.children())) >= num_requests:
+            break
+        time.sleep(0.1)
+    children = parent.children(recursive=True)
+    named = [child for child in children if victim and victim in child.cmdline()]
+    (named[0] if named else process).send_signal(how)
+    return children
+
+
+def num_answered(child: psutil.Process) -> int:
+    """Requests that a golden server has seen; 0 for any other process, and while it starts."""
+    try:
+        ports = [c.laddr.port for c in child.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        return sum(told.num_before + 1 for port in ports for told in truth(f"http://127.0.0.1:{port}").values())
+    except (psutil.Error, OSError):
+        return 0
+
+
 @pytest.mark.parametrize(("kind", "how"), [("run", signal.SIGINT), ("compare", signal.SIGINT), ("run", signal.SIGTERM)])
 def test_an_interrupted_run_keeps_what_was_measured_and_stops_its_servers(
     tmp_path: Path, kind: str, how: signal.Signals
@@ -160,14 +212,88 @@ def test_an_interrupted_run_keeps_what_was_measured_and_stops_its_servers(
     blocks = ["--num-requests", "4", "--concurrency", "2", "--blocks", "500", "--aa-blocks", "0"]
     command += endless if kind == "run" else blocks
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    time.sleep(5)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(how)
+    children = interrupt_after(process, 40, how)  # two blocks and more of the comparison
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
     assert len(children) >= 2 and psutil.wait_procs(children, timeout=10)[1] == []
     report = read_report(tmp_path / "report.json")
     assert report.runs[0].is_interrupted and 0 < report.runs[0].summary.num_requests < 2000
+
+
+def test_a_comparison_interrupted_in_its_first_block_keeps_what_it_has(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tabstop.bench",
+        "bench",
+        "compare",
+        "--start",
+        golden(),
+        "--start",
+        golden(rate=1),
+    ]
+    command += ["--out", str(tmp_path), "--workers", "1", "--max-lag", "1", "--output", "30", "--num-requests", "4"]
+    command += ["--aa-blocks", "1", "--warm-up-requests", "0", "--label", "quick", "--label", "slow"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    children = interrupt_after(process, 14, signal.SIGINT)  # four probes, and the first half of A against itself
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    report = read_report(tmp_path / "report.json")
+    assert report.comparison is not None and report.comparison.pairs == []
+    assert report.runs[0].label == "quick" and report.runs[0].summary.outcomes["ok"] >= 4
+    assert "interrupted" in output and (tmp_path / "report.html").is_file()
+
+
+def test_a_self_test_ends_when_it_is_told_to() -> None:
+    command = [sys.executable, "-m", "tabstop.bench", "bench", "selftest", "--streams", "4", "--seconds", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    children = interrupt_after(process, 4, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130 and "accounts" not in output, output
+    assert children and psutil.wait_procs(children, timeout=10)[1] == []
+
+
+@pytest.mark.parametrize("kind", ["run", "compare"])
+def test_a_server_that_dies_costs_nothing_that_was_measured(tmp_path: Path, kind: str) -> None:
+    servers = ["--start", golden()] * (1 if kind == "run" else 2)
+    command = [sys.executable, "-m", "tabstop.bench", "bench", kind, *servers, "--out", str(tmp_path), "--workers", "1"]
+    command += ["--max-lag", "1", "--output", "4"]
+    command += (
+        ["--rate", "40", "--num-requests", "200"] if kind == "run" else ["--num-requests", "4", "--blocks", "500"]
+    )
+    command += [] if kind == "run" else ["--aa-blocks", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    killed = interrupt_after(process, 40, signal.SIGKILL, victim="tabstop.bench.golden")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "ended during the run" in " ".join(output.split()), output
+    assert psutil.wait_procs(killed, timeout=10)[1] == []
+    assert read_report(tmp_path / "report.json").runs[0].summary.outcomes["ok"] > 10
+
+
+def test_a_run_without_streaming(tmp_path: Path) -> None:
+    done = bench("bench", "run", "--start", golden(), *SMALL, "--no-stream", "--slo", "e2e=5", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = read_report(tmp_path / "report.json").runs[0]
+    assert (run.summary.outcomes, run.summary.tokens.output_counted) == ({"ok": 12}, 48)
+    assert set(run.summary.latencies) == {"e2e", "completion"} and run.summary.goodput
+    assert "Time to first token, p50" in (tmp_path / "report.html").read_text()
+    refused = bench("bench", "run", "--start", golden(), "--no-stream", "--slo", "ttft=1")
+    assert refused.returncode == 2 and "shows only the ends of answers" in refused.stderr
+
+
+def test_each_endpoint_may_need_its_own_body_fields(tmp_path: Path) -> None:
+    """The second server is told so by its fields that it should make one token less: unequal work."""
+    servers = ["--start", golden(), "--start", golden(), "--extra", "{}", "--extra", '{"max_tokens": 3}']
+    options = [*SMALL, "--blocks", "4", "--aa-blocks", "0", "--out", str(tmp_path)]
+    done = bench("bench", "compare", *servers, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = read_report(tmp_path / "report.json").runs
+    assert [run.summary.output_lengths["mean"] for run in runs] == [4, 3]
+    wrong = bench("bench", "compare", *servers, "--extra", "{}")
+    assert wrong.returncode == 2 and "3 times for 2 endpoints" in wrong.stderr
+    twice = bench("bench", "compare", *servers[:4], "--label", "same", "--label", "same")
+    assert twice.returncode == 2 and "as many different names" in twice.stderr
 
 
 @pytest.mark.parametrize("mode", ["together", "one-at-a-time"])

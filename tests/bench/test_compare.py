@@ -16,12 +16,13 @@ from tabstop.bench.compare import Arm, CompareSpec, Comparison, compare, segment
 from tabstop.bench.golden import Behaviour
 from tabstop.bench.metrics import Slo
 from tabstop.bench.records import Chunk, Record
+from tabstop.bench.report import ComparisonSection, comparison_section
 from tabstop.bench.run import LoadSpec, RunSetup
 from tabstop.bench.selftest import NoiseRecording, golden_endpoint, golden_process, noise_verdicts
 from tabstop.bench.sweep import SloWatch, Sweep, SweepSpec
 from tabstop.bench.workers import WorkerPool
 from tabstop.bench.workloads import WorkloadSpec
-from tabstop.bench.workloads.prompts import IdMaker
+from tabstop.bench.workloads.prompts import IdMaker, LooseMaker
 from tabstop.errors import ConfigError
 
 NOISE = Path(__file__).parent / "data" / "recorded_noise.json"
@@ -109,6 +110,16 @@ def test_unequal_work_has_no_verdict(url: str, pool: WorkerPool, behaviour: dict
     assert {judgement.verdict for judgement in pair.judgements} <= {"not comparable"}
 
 
+def test_blocks_that_failures_reach_survive_the_report(url: str, pool: WorkerPool, tmp_path: Path) -> None:
+    """Half of the candidate's requests fail: its p90 latencies are infinite, and JSON knows no infinity."""
+    failing = golden_endpoint(url, fault="http-500", fault_share=0.5)
+    comparison = play(pool, [arm("A", golden_endpoint(url)), arm("B", failing, salt=1)])
+    section = comparison_section(comparison)
+    assert msgspec.json.decode(msgspec.json.encode(section), type=ComparisonSection) == section
+    values = {blocks.metric: blocks.candidate for blocks in section.pairs[0].blocks}
+    assert None in values["e2e_p90"] and None not in values["requests_per_s"]
+
+
 def test_an_obvious_difference_is_found_through_sockets_in_three_arms(url: str, pool: WorkerPool) -> None:
     arms = [arm("A", golden_endpoint(url)), arm("same", golden_endpoint(url), salt=1)]
     arms.append(arm("slow", golden_endpoint(url, slow_down=4), salt=2))
@@ -160,10 +171,37 @@ def test_a_sweep_finds_a_capacity_between_two_rates(pool: WorkerPool) -> None:
     assert None in (result.met, result.missed) or result.missed > result.met  # type: ignore[operator]
 
 
-def test_a_sweep_of_sessions_is_refused(pool: WorkerPool) -> None:
-    setup = RunSetup(workload=WorkloadSpec(name="chat"))
-    with pytest.raises(ConfigError, match="has sessions"):
-        Sweep(pool, golden_endpoint("http://127.0.0.1:1"), setup, SweepSpec(), IdMaker())
+def test_a_sweep_of_sessions_counts_sessions(pool: WorkerPool) -> None:
+    with golden_process(Behaviour(ttft=0.004, rate=1000, slots=2)) as url:
+        workload = WorkloadSpec(name="chat", output_tokens="2", num_turns=3, think_time=0.01, prefix_tokens=32)
+        setup = RunSetup(workload=workload, slo=Slo(ttft=1.0), warm_up_requests=0)
+        spec = SweepSpec(
+            percentile=0.9,
+            min_duration=0.5,
+            max_requests=60,
+            curve_requests=8,
+            max_steps=2,
+            saturating_concurrency=4,
+        )
+        result = Sweep(pool, golden_endpoint(url, "openai-chat"), setup, spec, LooseMaker()).run()
+    saturation, *others = result.points
+    assert (saturation.num_sessions, saturation.num_requests) == (32, 96)
+    assert result.saturated_sessions_per_s == pytest.approx(result.saturated_requests_per_s / 3)
+    assert {p.num_requests for p in others if p.purpose == "curve"} == {24}
+    decided = [p for p in others if p.purpose == "search"]
+    assert decided and all(p.num_sessions >= 22 for p in decided if p.is_met)  # what p90 at 99 % needs
+
+
+def test_a_session_is_late_once_and_good_only_when_all_its_turns_were() -> None:
+    watch = SloWatch(Slo(e2e=2.0), SweepSpec(percentile=0.5, confidence=0.9, min_duration=0.0))
+    turns = [record(0, 1.0), record(0, 9.0), record(0, 9.0), record(1, 1.0), record(1, 1.0)]
+    for number, one in enumerate(turns):
+        one.num_turns = 3
+        watch.take(one)
+        assert watch.num_decided == (number >= 2)
+    assert (watch.num_over, watch.num_over_known) == (1, 1)
+    watch.take(msgspec.structs.replace(turns[-1], ended=2.0))
+    assert (watch.num_decided, watch.num_over) == (2, 1)
 
 
 def test_the_selftests_accounting_is_exact(pool: WorkerPool) -> None:

@@ -6,12 +6,23 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 
 from tabstop.bench import statistics as st
 
 NUM_METRICS = 8
+
+
+def test_a_verdict_needs_an_interval_without_one() -> None:
+    """Seen with four blocks on a busy machine: Holm's p 0.04, ratio 0.13 [0.05, 2.3]."""
+    blocks = st.MetricBlocks("tpot_p50", False, [1.0, 1.1, 1.0, 6.0], [0.1, 0.12, 0.1, 0.9], [], [])
+    difference = st.Difference(0.134, 0.051, 2.281, 0.0381, 4)
+    judgement = st._judge_one(blocks, difference, 0.0381, 0.05, 0.01)
+    assert judgement.verdict == "no difference" and "interval holds 1" in judgement.reason
+    clear = msgspec.structs.replace(difference, high=0.6)
+    assert st._judge_one(blocks, clear, 0.0381, 0.05, 0.01).verdict == "faster"
 
 
 def test_percentiles_are_members_of_the_sample_and_survive_infinite_latencies() -> None:

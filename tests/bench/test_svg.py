@@ -39,3 +39,7 @@ def test_ratios_share_one_scale() -> None:
     reach = svg.reach_of([small, large])
     centres = [float(re.findall(r'cx="([\d.]+)"', svg.ratio_bar(one, reach))[0]) for one in (small, large)]
     assert 100 < centres[0] < 105 and 5 <= centres[1] < 40
+
+
+def test_a_comparison_without_ratios_still_has_a_scale() -> None:
+    assert svg.reach_of([]) > 0

@@ -17,35 +17,33 @@ from rich.console import Console
 from rich.table import Table
 
 from tabstop.bench.cli_money import cost, plan
-from tabstop.bench.client import Endpoint
-from tabstop.bench.compare import Arm, CompareSpec, compare
+from tabstop.bench.compare import CompareSpec, Comparison, check_blocks, compare
 from tabstop.bench.cost import parse_price
 from tabstop.bench.exits import EXIT_INTERRUPTED, EXIT_INVALID, fails_in_one_line
-from tabstop.bench.fingerprint import EnergyMeter, fingerprint
+from tabstop.bench.fingerprint import fingerprint
 from tabstop.bench.gate import GateLimits
-from tabstop.bench.options import Options, make_endpoint, make_setup, parse_slo, with_options
+from tabstop.bench.options import Options, check_extras, make_endpoint, make_setup, parse_slo, with_options
 from tabstop.bench.outputs import output_folder, show, write_all
-from tabstop.bench.probe import ServerFacts, probe
 from tabstop.bench.progress import LiveProgress
 from tabstop.bench.records import Record
 from tabstop.bench.report import (
     BenchReport,
-    Endpoints,
     RunSection,
     comparison_section,
-    describe_endpoint,
     make_section,
     now,
     redacted,
 )
-from tabstop.bench.run import RunSetup, counter_for, execute, make_maker, warm_up
+from tabstop.bench.run import RunSetup, execute, schedule, warm_up
 from tabstop.bench.sanity import check, check_summary, model_facts, parse_gpu, read_claims
 from tabstop.bench.selftest import SelfTestSpec, selftest
 from tabstop.bench.servers import Fleet, Server
 from tabstop.bench.sweep import Sweep, SweepSpec
-from tabstop.bench.tokens import RemoteCounter
+from tabstop.bench.targets import Target, make_arm, make_target, names_of, same_maker, short_name
+from tabstop.bench.tokens import LocalTokenizer
 from tabstop.bench.workers import WorkerPool
-from tabstop.bench.workloads.prompts import IdMaker, LooseMaker, PromptMaker, TextMaker
+from tabstop.bench.workloads import make_sessions
+from tabstop.bench.workloads.prompts import LooseMaker
 from tabstop.errors import ConfigError, InputError
 
 __all__ = ["bench_app", "cost", "plan"]
@@ -53,33 +51,39 @@ __all__ = ["bench_app", "cost", "plan"]
 bench_app = typer.Typer(no_args_is_help=True, help="Measure, compare and check inference servers.")
 
 
-class Target(msgspec.Struct, kw_only=True):
-    """An endpoint that was probed and can be asked."""
+def _checked_setup(options: Options) -> RunSetup:
+    """The setup, once all that would else fail after a server's start, or after the measurement, has been tried.
 
-    endpoint: Endpoint
-    facts: ServerFacts
-    maker: PromptMaker
-    described: Endpoints
+    Raises ConfigError or InputError.
+    """
+    setup = make_setup(options)
+    few = msgspec.structs.replace(setup.workload, num_requests=min(2, setup.workload.num_requests))
+    schedule(make_sessions(few, LooseMaker()), setup.load, few)
+    for number in range(len(options.extra or [""])):
+        make_endpoint(options, "http://localhost", number=number)
+    if setup.tokens.tokenizer is not None:
+        LocalTokenizer.load(setup.tokens.tokenizer)
+    _check_sanity(options, [])
+    _hourly(options)
+    if options.out is not None:
+        output_folder(options.out, "")
+    return setup
 
 
-def make_target(options: Options, setup: RunSetup, url: str, label: str, command: str | None = None) -> Target:
-    """Raises InputError for whatever the probe finds wrong."""
-    endpoint, facts = probe(make_endpoint(options, url, label))
-    is_chat = setup.workload.name == "chat"
-    if is_chat and endpoint.dialect == "openai-completions" and options.dialect == "auto":
-        endpoint, facts = probe(msgspec.structs.replace(endpoint, dialect="openai-chat"))
-    counter = None
-    if is_chat or setup.tokens.form == "text" or not facts.takes_ids:
-        counter = counter_for(endpoint, setup.tokens)
-        endpoint, facts = probe(endpoint, counter)  # again, to learn what the server adds to a text
-    maker = make_maker(endpoint, facts, setup.tokens, counter)
-    if is_chat:
-        maker = TextMaker(counter) if counter else LooseMaker()  # lengths of messages, without the template
-    return Target(endpoint=endpoint, facts=facts, maker=maker, described=describe_endpoint(endpoint, facts, command))
+def _hourly(options: Options) -> float | None:
+    return parse_price(options.price, options.devices, datetime.date.today()).hourly if options.price else None
 
 
 def _servers(urls: list[str], starts: list[str] | None, timeout: float) -> list[Server]:
     return [Server(url=url) for url in urls] + [Server(command=c, start_timeout=timeout) for c in starts or []]
+
+
+def _one_server(options: Options, url: str | None, starts: list[str] | None, timeout: float) -> Server:
+    servers = _servers([url] if url else [], starts, timeout)
+    if len(servers) != 1:
+        raise ConfigError("give one URL or one --start command")
+    check_extras(options, 1)
+    return servers[0]
 
 
 def _report(kind: str, setup: RunSetup, runs: list[RunSection]) -> BenchReport:
@@ -101,11 +105,13 @@ def _check_sanity(options: Options, runs: list[RunSection]) -> None:
         run.sanity = check_summary(run.summary, model, hardware)
 
 
-def _finish(report: BenchReport, records: list[tuple[str, list[Record]]], options: Options) -> None:
+def _finish(report: BenchReport, records: list[tuple[str, list[Record]]], options: Options, failure: str = "") -> None:
+    """Writes and shows the report. Raises InputError for a failure that ended the measurement early, typer.Exit."""
     folder = output_folder(options.out, report.kind)
-    hourly = parse_price(options.price, options.devices, datetime.date.today()).hourly if options.price else None
-    write_all(report, records, folder, keep_text=options.keep_text, price_per_hour=hourly)
+    write_all(report, records, folder, keep_text=options.keep_text, price_per_hour=_hourly(options))
     show(report, folder, Console())
+    if failure:
+        raise InputError(f"the measurement ended early: {failure}")
     if any(run.is_interrupted for run in report.runs):
         raise typer.Exit(EXIT_INTERRUPTED)
     for run in report.runs:
@@ -129,23 +135,19 @@ def run_command(
     start_timeout: StartTimeout = 600.0,
 ) -> None:
     """Measure one endpoint."""
-    setup = make_setup(options)
-    servers = _servers([url] if url else [], start, start_timeout)
-    if len(servers) != 1:
-        raise ConfigError("give one URL or one --start command")
+    setup = _checked_setup(options)
+    servers = [_one_server(options, url, start, start_timeout)]
     with ExitStack() as stack:
         fleet = stack.enter_context(Fleet(servers))
-        target = make_target(options, setup, fleet.use(0)[0], _short_name(0, servers[0])[2:], servers[0].command)
+        target = make_target(options, setup, fleet, 0, short_name(0, servers[0])[2:])
         pool = stack.enter_context(WorkerPool(options.workers))
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
         warm_up(pool, target.endpoint, setup, target.maker)
-        meter = EnergyMeter()
-        joules = meter.joules()
         outcome = execute(pool, target.endpoint, setup, target.maker, live.task("run", setup.workload.num_requests))
-        used = None if joules is None else (meter.joules() or 0.0) - joules
-    section = make_section(outcome, target.described, used)
+        death = "" if servers[0].is_running else fleet.death(0)
+    section = make_section(outcome, target.described)
     _check_sanity(options, [section])
-    _finish(_report("run", setup, [section]), [(section.label, outcome.records)], options)
+    _finish(_report("run", setup, [section]), [(section.label, outcome.records)], options, death)
 
 
 @bench_app.command("compare")
@@ -169,11 +171,13 @@ def compare_command(
     ] = None,
 ) -> None:
     """Compare endpoints: same work, alternating blocks, an A/A run, a verdict for each metric."""
-    setup = make_setup(options)
+    setup = _checked_setup(options)
     servers = _servers(urls or [], start, start_timeout)
     if len(servers) < 2:
         raise ConfigError("give at least two endpoints: URLs, or --start commands")
-    names = (label or []) + [_short_name(i, server) for i, server in enumerate(servers)][len(label or []) :]
+    check_extras(options, len(servers))
+    check_blocks(blocks)
+    names = names_of(servers, label or [])
     limits = GateLimits(output_tokens=max_output_difference, unequal_greedy_answers=max_unequal_answers)
     spec = CompareSpec(
         num_blocks=blocks,
@@ -185,12 +189,10 @@ def compare_command(
     with ExitStack() as stack:
         fleet = stack.enter_context(Fleet(servers, one_at_a_time=one_at_a_time))
         pool = stack.enter_context(WorkerPool(options.workers))
-        targets = [
-            make_target(options, setup, fleet.use(i)[0], names[i], server.command) for i, server in enumerate(servers)
-        ]
-        _same_maker(targets, one_at_a_time=one_at_a_time)
+        targets = [make_target(options, setup, fleet, i, name) for i, name in enumerate(names)]
+        same_maker(targets, one_at_a_time=one_at_a_time)
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
-        arms = [_arm(fleet, i, targets, pool, setup) for i in range(len(targets))]
+        arms = [make_arm(fleet, i, targets, pool, setup) for i in range(len(targets))]
         for number, target in enumerate(targets):
             if not one_at_a_time:
                 warm_up(pool, arms[number].enter(), setup, target.maker)
@@ -201,50 +203,22 @@ def compare_command(
             spec,
             lambda name, done, total: live.task(f"{done + 1}/{total} {name}", setup.workload.num_requests),
         )
-    sections = [make_section(o, t.described) for o, t in zip(result.outcomes, targets, strict=True)]
+    report, records = _compare_report(options, setup, targets, result)
+    _finish(report, records, options, result.failure)
+
+
+def _compare_report(
+    options: Options, setup: RunSetup, targets: list[Target], result: Comparison
+) -> tuple[BenchReport, list[tuple[str, list[Record]]]]:
+    described = {target.described.label: target.described for target in targets}
+    sections = [make_section(o, described[name]) for name, o in zip(result.labels, result.outcomes, strict=True)]
     for section in sections:
         section.is_interrupted = result.is_interrupted
     _check_sanity(options, sections)
     report = _report("compare", setup, sections)
     report.comparison = comparison_section(result)
-    _finish(report, [(s.label, o.records) for s, o in zip(sections, result.outcomes, strict=True)], options)
-
-
-def _short_name(number: int, server: Server) -> str:
-    """ "A http://…" or "B llama_cpp.server": short enough for a column."""
-    words = server.name.split()
-    is_command = server.command is not None
-    name = next((word for word in words[1:] if "." in word or word == "serve"), words[0]) if is_command else words[0]
-    return f"{'ABCDEFGHIJ'[number % 10]} {name}"[:40]
-
-
-def _same_maker(targets: list[Target], *, one_at_a_time: bool) -> None:
-    """All endpoints get the same prompts: text for all if one of them does not take ids.
-
-    Raises ConfigError where the text would have to be counted by a server that does not run all the time.
-    """
-    ranks = {IdMaker: 0, LooseMaker: 1, TextMaker: 2}
-    maker = max((target.maker for target in targets), key=lambda maker: ranks[type(maker)])
-    if one_at_a_time and isinstance(maker, TextMaker) and isinstance(maker.counter, RemoteCounter):
-        raise ConfigError("--one-at-a-time with text prompts needs --tokenizer: the server that counts them is stopped")
-    for target in targets:
-        target.maker = maker
-
-
-def _arm(fleet: Fleet, number: int, targets: list[Target], pool: WorkerPool, setup: RunSetup) -> Arm:
-    """Another name of the same URL gets other prompts, or its own cache would answer."""
-    target = targets[number]
-    same = [i for i in range(number) if targets[i].endpoint.url == target.endpoint.url and not fleet.one_at_a_time]
-
-    def enter() -> Endpoint:
-        url, is_new = fleet.use(number)
-        is_started = fleet.servers[number].command is not None
-        endpoint = msgspec.structs.replace(target.endpoint, url=url) if is_started else target.endpoint
-        if is_new:
-            warm_up(pool, endpoint, setup, target.maker)
-        return endpoint
-
-    return Arm(label=target.described.label, maker=target.maker, enter=enter, salt=len(same))
+    records = [(s.label, o.records) for s, o in zip(sections, result.outcomes, strict=True)]
+    return report, records
 
 
 @bench_app.command("sweep")
@@ -261,11 +235,11 @@ def sweep_command(
     saturating_concurrency: Annotated[int, typer.Option(help="requests in flight that saturate the server")] = 64,
 ) -> None:
     """Latency against throughput, the saturation point, and the largest rate that meets the SLO."""
-    setup = make_setup(options)
+    setup = _checked_setup(options)
     _, level = parse_slo(options.slo)
-    servers = _servers([url] if url else [], start, start_timeout)
-    if len(servers) != 1:
-        raise ConfigError("give one URL or one --start command")
+    if not 0 < percentile < 1:
+        raise ConfigError(f"--percentile is {percentile:g}; it is a share over 0 and under 1, e.g. 0.99")
+    servers = [_one_server(options, url, start, start_timeout)]
     spec = SweepSpec(
         percentile=level or percentile,
         max_requests=max_requests,
@@ -275,7 +249,7 @@ def sweep_command(
     )
     with ExitStack() as stack:
         fleet = stack.enter_context(Fleet(servers))
-        target = make_target(options, setup, fleet.use(0)[0], _short_name(0, servers[0])[2:], servers[0].command)
+        target = make_target(options, setup, fleet, 0, short_name(0, servers[0])[2:])
         pool = stack.enter_context(WorkerPool(options.workers))
         live = stack.enter_context(LiveProgress(Console(stderr=True)))
         warm_up(pool, target.endpoint, setup, target.maker)

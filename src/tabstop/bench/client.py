@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+import uuid
 from collections.abc import Callable
 
 import aiohttp
 import msgspec
 
-from tabstop.bench.dialects import Dialect, Event, Sampling, decode_event, error_text, make_dialect, path_for
+from tabstop.bench.dialects import Dialect, Event, Sampling, decode_event, decode_whole, error_text, make_dialect
 from tabstop.bench.records import Chunk, Message, Record, Turn
 from tabstop.bench.sse import EventParser
 from tabstop.errors import InputError
@@ -55,7 +56,12 @@ class Prepared(msgspec.Struct, frozen=True):
 
 def prepare(endpoint: Endpoint, dialect: Dialect, turn: Turn) -> Prepared:
     body = msgspec.json.encode(dialect.body(turn, endpoint.sampling))
-    return Prepared(endpoint.url.rstrip("/") + path_for(dialect, turn), body, turn)
+    return Prepared(endpoint.url.rstrip("/") + dialect.path_of(turn, endpoint.sampling), body, turn)
+
+
+def request_id(record: Record) -> str:
+    """Session and turn as a UUID: llama-cpp-python's server answers 400 to any other form."""
+    return str(uuid.UUID(int=(record.session << 16) + record.turn, version=4))
 
 
 def with_answer(turn: Turn, before: Turn, answer: str) -> Turn:
@@ -83,7 +89,7 @@ class Client:
         record.sent = self.now()
         try:
             async with asyncio.timeout(limit):
-                await self._stream(prepared, record)
+                await self._ask(prepared, record)
         except TimeoutError:
             was_meant = turn.cancel_after is not None and turn.cancel_after <= self.endpoint.timeout
             record.outcome = "cancelled" if was_meant else "timeout"
@@ -102,12 +108,18 @@ class Client:
             record.digest = hashlib.sha256(record.text.encode("utf-8", "replace")).hexdigest()[:16]
         return record
 
-    async def _stream(self, prepared: Prepared, record: Record) -> None:
-        headers = {"content-type": "application/json", "x-request-id": f"{record.session}-{record.turn}"}
+    async def _ask(self, prepared: Prepared, record: Record) -> None:
+        headers = {"content-type": "application/json", "x-request-id": request_id(record)}
         async with self.session.post(prepared.url, data=prepared.body, headers=headers) as response:
             if response.status != 200:
                 raise InputError(f"HTTP {response.status}: {_error_body(await response.read())}")
             collector = Collector(self.dialect, record)
+            if not self.endpoint.sampling.stream:
+                body = await response.read()
+                arrived = self.now()
+                self.num_bytes += len(body)
+                collector.take_whole(body, arrived)
+                return
             try:
                 while received := await response.content.readany():
                     arrived = self.now()
@@ -136,6 +148,18 @@ class Collector:
             if event.error:
                 raise InputError(f"error inside the stream: {event.error}")
             self._take(event, arrived)
+
+    def take_whole(self, body: bytes, arrived: float) -> None:
+        """An answer in one body: all its tokens arrive with its end. Raises InputError like feed()."""
+        event = decode_whole(self.dialect, body)
+        if event.error:
+            raise InputError(event.error)
+        if event.num_tokens is None:
+            event = msgspec.structs.replace(event, num_tokens=event.completion_tokens)
+        self._take(event, arrived)
+        self.record.text = event.text
+        if self.record.finish_reason is None:
+            raise InputError(f"the answer is no whole {self.dialect.name} answer: it has no finish reason")
 
     def _take(self, event: Event, arrived: float) -> None:
         record = self.record
@@ -167,7 +191,7 @@ def _error_body(body: bytes) -> str:
     try:
         decoded = msgspec.json.decode(body)
     except msgspec.DecodeError:
-        return error_text(body[:300].decode("utf-8", "replace"))
+        return error_text(body[:300].decode("utf-8", "replace")) or "without a word of explanation"
     return error_text(decoded.get("error", decoded) if isinstance(decoded, dict) else decoded)
 
 

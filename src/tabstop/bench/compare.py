@@ -7,6 +7,7 @@ endpoint asked twice in one block (A/A, or two names of one server) gets other p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -20,7 +21,7 @@ from tabstop.bench.run import Outcome, Report, RunSetup, conclude, execute
 from tabstop.bench.statistics import Judgement, MetricBlocks, judge, percentile
 from tabstop.bench.workers import RunResult, WorkerPool
 from tabstop.bench.workloads.prompts import PromptMaker
-from tabstop.errors import ConfigError
+from tabstop.errors import ConfigError, InputError
 
 AA_BLOCK = 1_000_000  # blocks of the A/A run are numbered from here, so their prompts are their own
 AGAIN_SALT = 77
@@ -37,6 +38,17 @@ class CompareSpec(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
+class BlockValues(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric's value in each block, as it is reported. None: infinite, because failures reach it."""
+
+    metric: str
+    higher_is_better: bool
+    baseline: list[float | None]
+    candidate: list[float | None]
+    aa_first: list[float | None] = []
+    aa_second: list[float | None] = []
+
+
 class Pair(msgspec.Struct, kw_only=True):
     """One candidate against the baseline."""
 
@@ -44,7 +56,7 @@ class Pair(msgspec.Struct, kw_only=True):
     candidate: str
     gate: list[GateCheck]
     judgements: list[Judgement]
-    blocks: list[MetricBlocks]
+    blocks: list[BlockValues]
     refused: str = ""  # why every verdict is "not comparable"; empty if none was withheld
 
 
@@ -53,10 +65,11 @@ class Comparison(msgspec.Struct, kw_only=True):
 
     labels: list[str]
     pairs: list[Pair]
-    outcomes: list[Outcome]  # of each endpoint, over all its segments laid end to end
+    outcomes: list[Outcome]  # of each endpoint that was measured, over all its segments laid end to end
     aa_judgements: list[Judgement]
     order: list[list[int]]  # the endpoints in the order in which each block asked them
     is_interrupted: bool = False
+    failure: str = ""  # why it ended early, if that was not the user's wish
 
 
 class Arm(msgspec.Struct, kw_only=True):
@@ -68,6 +81,12 @@ class Arm(msgspec.Struct, kw_only=True):
     salt: int = 0
 
 
+def check_blocks(num_blocks: int) -> None:
+    """Raises ConfigError for too few to say anything."""
+    if num_blocks < 4:
+        raise ConfigError(f"{num_blocks} blocks cannot carry a verdict: give at least 4, better 10")
+
+
 def compare(
     pool: WorkerPool,
     arms: list[Arm],
@@ -76,8 +95,7 @@ def compare(
     report: Callable[[str, int, int], Report | None] = lambda label, done, total: None,
 ) -> Comparison:
     """Runs A/A blocks, then all blocks, and judges. `report(label, done, total)` gives each segment's callback."""
-    if spec.num_blocks < 4:
-        raise ConfigError(f"{spec.num_blocks} blocks cannot carry a verdict: give at least 4, better 10")
+    check_blocks(spec.num_blocks)
     runner = _Runner(pool, setup, report, 4 * spec.num_aa_blocks + 2 * len(arms) * spec.num_blocks)
     rng = np.random.default_rng([spec.seed, 4])
     again = msgspec.structs.replace(arms[0], salt=AGAIN_SALT)
@@ -105,7 +123,9 @@ class _Runner:
         self.num_done = 0
         self.blocks: list[list[list[Outcome]]] = []  # [block][arm][round]
         self.order: list[list[int]] = []
+        self.measured: dict[str, list[Outcome]] = {}  # all segments by label, those of incomplete blocks too
         self.is_interrupted = False
+        self.failure = ""
 
     def play(self, arms: list[Arm], num_blocks: int, first: int, rng: np.random.Generator) -> None:
         for block in range(num_blocks):
@@ -120,8 +140,10 @@ class _Runner:
                     block_segments[number].append(self._segment(arms[number], segment))
                 except KeyboardInterrupt:
                     self.is_interrupted = True
+                except InputError as error:  # a server died: hours of blocks must not die with it
+                    self.is_interrupted, self.failure = True, error.message
                 if self.is_interrupted:
-                    return  # an incomplete block is no block
+                    return  # an incomplete block is no block: no verdict counts it
             self.blocks.append(block_segments)
             self.order.append(order)
 
@@ -132,6 +154,7 @@ class _Runner:
             self.pool, arm.enter(), setup, arm.maker, self.report(arm.label, self.num_done, self.num_segments)
         )
         self.num_done += 1
+        self.measured.setdefault(arm.label, []).append(outcome)
         self.is_interrupted = self.is_interrupted or outcome.is_interrupted
         return outcome
 
@@ -140,7 +163,8 @@ def block_values(blocks: list[list[list[Outcome]]], arm: int, setup: RunSetup) -
     """Each metric's value per block, over both rounds of the arm; only metrics that every block has."""
     values: dict[str, list[float]] = {}
     for block in blocks:
-        for name, value in segment_metrics([outcome.records for outcome in block[arm]], setup).items():
+        metrics = segment_metrics([outcome.records for outcome in block[arm]], setup)
+        for name, value in (metrics | energy_metrics(block[arm])).items():
             values.setdefault(name, []).append(value)
     return {name: series for name, series in values.items() if len(series) == len(blocks)}
 
@@ -166,6 +190,15 @@ def segment_metrics(rounds: Sequence[Sequence[Record]], setup: RunSetup) -> dict
     return values
 
 
+def energy_metrics(rounds: Sequence[Outcome]) -> dict[str, float]:
+    """Joules a token of one block; nothing where no card was read."""
+    joules = [outcome.joules for outcome in rounds if outcome.joules is not None]
+    num_tokens = sum(r.num_tokens for outcome in rounds for r in outcome.records if r.outcome == "ok")
+    if len(joules) < len(rounds) or not sum(joules) or not num_tokens:
+        return {}
+    return {"joules_per_output_token": sum(joules) / num_tokens}
+
+
 def is_higher_better(metric: str) -> bool:
     return metric.endswith("_per_s") or metric == "goodput"
 
@@ -173,6 +206,8 @@ def is_higher_better(metric: str) -> bool:
 def _conclude(
     runner: _Runner, arms: list[Arm], aa_blocks: list[list[list[Outcome]]], setup: RunSetup, spec: CompareSpec
 ) -> Comparison:
+    if not runner.blocks:
+        return _without_blocks(runner, setup)
     outcomes = [_joined([block[arm] for block in runner.blocks], setup) for arm in range(len(arms))]
     aa = [block_values(aa_blocks, arm, setup) if aa_blocks else {} for arm in (0, 1)]
     aa_judgements: list[Judgement] = []
@@ -189,7 +224,13 @@ def _conclude(
         ]
         gate = equal_work(outcomes[0].records, outcomes[arm].records, spec.limits)
         judgements = judge(blocks, spec.seed, spec.alpha, spec.minimum_effect)
-        pair = Pair(baseline=arms[0].label, candidate=arms[arm].label, gate=gate, judgements=judgements, blocks=blocks)
+        pair = Pair(
+            baseline=arms[0].label,
+            candidate=arms[arm].label,
+            gate=gate,
+            judgements=judgements,
+            blocks=[reported(metric) for metric in blocks],
+        )
         pairs.append(_withheld(pair, _refusal(gate, aa_judgements)))
     return Comparison(
         labels=[arm.label for arm in arms],
@@ -198,6 +239,41 @@ def _conclude(
         aa_judgements=aa_judgements,
         order=runner.order,
         is_interrupted=runner.is_interrupted,
+        failure=runner.failure,
+    )
+
+
+def reported(blocks: MetricBlocks) -> BlockValues:
+    """JSON has no infinity."""
+
+    def finite(values: list[float]) -> list[float | None]:
+        return [value if math.isfinite(value) else None for value in values]
+
+    return BlockValues(
+        metric=blocks.metric,
+        higher_is_better=blocks.higher_is_better,
+        baseline=finite(blocks.baseline),
+        candidate=finite(blocks.candidate),
+        aa_first=finite(blocks.aa_first),
+        aa_second=finite(blocks.aa_second),
+    )
+
+
+def _without_blocks(runner: _Runner, setup: RunSetup) -> Comparison:
+    """Interrupted before one block was whole: no verdict, but what was measured is kept.
+
+    Raises KeyboardInterrupt, or InputError with the reason, if that is nothing.
+    """
+    if not runner.measured:
+        raise InputError(runner.failure) if runner.failure else KeyboardInterrupt
+    return Comparison(
+        labels=list(runner.measured),
+        pairs=[],
+        outcomes=[_joined([segments], setup) for segments in runner.measured.values()],
+        aa_judgements=[],
+        order=[],
+        is_interrupted=True,
+        failure=runner.failure,
     )
 
 
@@ -227,9 +303,11 @@ def _joined(blocks: list[list[Outcome]], setup: RunSetup) -> Outcome:
         health += segment.health
         records += [_shifted(record, offset, number) for record in segment.records]
         offset += max(record.ended for record in segment.records)
-    if not segments:
-        raise ConfigError("the comparison was interrupted before one block was complete: nothing can be said")
-    return conclude(RunResult(records=records, health=_typical(health)), setup)
+    outcome = conclude(RunResult(records=records, health=_typical(health)), setup)
+    joules = [segment.joules for segment in segments if segment.joules is not None]
+    outcome.joules = sum(joules) if len(joules) == len(segments) else None
+    outcome.energy_note = segments[0].energy_note
+    return outcome
 
 
 def _typical(health: list[ClientHealth]) -> list[ClientHealth]:

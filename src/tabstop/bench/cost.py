@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from scipy import optimize
 
 from tabstop.bench.metrics import Summary
 from tabstop.bench.report import BenchReport
@@ -153,6 +152,8 @@ def split_by_kind(mixes: Sequence[Mix]) -> tuple[np.ndarray, np.ndarray] | str:
 
     shape: (3,), (3,). Or the reason why they cannot be told apart. A kind that no mix has costs nothing (0 ± 0).
     """
+    from scipy import optimize  # half a second to import, and most commands never split a price
+
     if len(mixes) < 4:
         return f"needs runs of at least 4 different mixes at capacity, there are {len(mixes)}"
     table = np.array([[mix.uncached, mix.cached, mix.output] for mix in mixes])
@@ -278,9 +279,9 @@ def _break_even(capacity: Mix, question: CostQuestion) -> list[Figure]:
 def _energy_figures(reports: Sequence[BenchReport], question: CostQuestion) -> list[Figure]:
     joules = [(run.joules, run) for report in reports for run in report.runs if run.joules]
     if not joules:
-        return [
-            Figure(name="energy", value=None, unit="J/output token", source="no card with an energy counter was read")
-        ]
+        notes = sorted({run.energy_note for report in reports for run in report.runs if run.energy_note})
+        source = "; ".join(notes) or "no card with an energy counter was read"
+        return [Figure(name="energy", value=None, unit="J/output token", source=source)]
     total = sum(used or 0.0 for used, _ in joules)
     tokens = sum(run.summary.tokens.output_counted for _, run in joules)
     source = "NVML energy counter over the whole run, idle power included"

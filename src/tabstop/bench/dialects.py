@@ -1,7 +1,7 @@
-"""The wire forms of the endpoints: a turn → request body, an event → text, token counts, usage.
+"""The wire forms of the endpoints: a turn → request body, an event (or a whole answer) → text, token counts, usage.
 
-One class a dialect, two pure directions; no sockets, no clocks. Every request streams. Unknown fields of an answer are
-ignored, so that servers of any age can be measured.
+One class a dialect, two pure directions; no sockets, no clocks. Unknown fields of an answer are ignored: servers of any
+age can be measured.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     top_p: float = 1.0
     seed: int | None = None
     stop: list[str] = []
+    stream: bool = True  # False: the whole answer in one body
     running_usage: bool = True  # ask for the token count in each chunk (where the dialect has that)
     extra: dict[str, Any] = {}  # further body fields; they win
 
@@ -45,11 +46,19 @@ class Dialect(Protocol):
 
     name: str
     path: str
-    takes_ids: bool
+    takes_ids: bool  # as a prompt
 
     def body(self, turn: Turn, sampling: Sampling) -> dict[str, Any]: ...
 
-    def parse(self, data: bytes) -> Event: ...
+    def path_of(self, turn: Turn, sampling: Sampling) -> str: ...
+
+    def parse(self, data: bytes) -> Event:
+        """One event's data (never [DONE]). Raises msgspec.DecodeError for anything else."""
+        ...
+
+    def parse_whole(self, body: bytes) -> Event:
+        """An answer that did not stream. Raises like parse()."""
+        ...
 
 
 class _Delta(msgspec.Struct):
@@ -61,6 +70,7 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     text: str | None = None
     delta: _Delta | None = None
+    message: _Delta | None = None  # of a whole chat answer
     finish_reason: str | None = None
     token_ids: list[int] | None = None
 
@@ -85,19 +95,21 @@ class OpenAI:
     """Common half of the two OpenAI forms. Usage in a chunk beside choices counts so far; beside none it is final."""
 
     takes_ids = False
+    path = ""
 
     def __init__(self) -> None:
         self._decode = msgspec.json.Decoder(_OpenAIChunk).decode
 
+    def path_of(self, turn: Turn, sampling: Sampling) -> str:
+        return self.path
+
     def parse(self, data: bytes) -> Event:
-        if data == b"[DONE]":
-            return Event(is_end=True)
         chunk = self._decode(data)
         if chunk.error is not None:
             return Event(error=error_text(chunk.error), is_end=True)
         usage, choice = chunk.usage, chunk.choices[0] if chunk.choices else None
         details = usage.prompt_tokens_details if usage else None
-        delta = choice.delta if choice else None
+        delta = choice.delta or choice.message if choice else None
         spoken = delta.content or delta.reasoning_content or delta.reasoning if delta else choice and choice.text
         return Event(
             text=spoken or "",
@@ -109,24 +121,28 @@ class OpenAI:
             completion_tokens=usage.completion_tokens if usage else None,
         )
 
+    parse_whole = parse  # a whole answer has the fields of a chunk, all at once
+
     def _shared(self, turn: Turn, sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": sampling.model,
             "max_tokens": turn.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream": sampling.stream,
         }
-        if sampling.running_usage:
-            body["stream_options"]["continuous_usage_stats"] = True
-        if sampling.seed is not None:
-            body["seed"] = sampling.seed
-        if sampling.stop:
-            body["stop"] = sampling.stop
-        if turn.ignore_end:
-            body["ignore_eos"] = True
-        return body
+        if sampling.stream:
+            body["stream_options"] = {"include_usage": True}
+            if sampling.running_usage:
+                body["stream_options"]["continuous_usage_stats"] = True
+        return body | _if_given(turn, sampling)
+
+
+def _if_given(turn: Turn, sampling: Sampling) -> dict[str, Any]:
+    """Fields that are only sent where they say something; OpenAI's servers and llama.cpp's call them alike."""
+    given: dict[str, Any] = {"seed": sampling.seed} if sampling.seed is not None else {}
+    given |= {"stop": sampling.stop} if sampling.stop else {}
+    return given | ({"ignore_eos": True} if turn.ignore_end else {})
 
 
 class OpenAICompletions(OpenAI):
@@ -177,7 +193,7 @@ class _TgiEvent(msgspec.Struct):
 
 
 class Tgi:
-    """TGI's /generate_stream: one token an event, special tokens count but are no text, no [DONE]."""
+    """TGI's /generate_stream: one token an event, special tokens count but are no text, no [DONE]. Whole: /generate."""
 
     name = "tgi"
     path = "/generate_stream"
@@ -185,6 +201,9 @@ class Tgi:
 
     def __init__(self) -> None:
         self._decode = msgspec.json.Decoder(_TgiEvent).decode
+
+    def path_of(self, turn: Turn, sampling: Sampling) -> str:
+        return self.path if sampling.stream else "/generate"
 
     def body(self, turn: Turn, sampling: Sampling) -> dict[str, Any]:
         if turn.ids or turn.suffix is not None:
@@ -194,15 +213,11 @@ class Tgi:
             parameters |= {"do_sample": True, "temperature": sampling.temperature}
             if 0 < sampling.top_p < 1:
                 parameters["top_p"] = sampling.top_p
-            if sampling.seed is not None:
-                parameters["seed"] = sampling.seed
-        if sampling.stop:
-            parameters["stop"] = sampling.stop
-        return {"inputs": _plain_text(turn), "parameters": parameters | sampling.extra, "stream": True}
+        given = _if_given(turn, sampling)
+        parameters |= {name: given[name] for name in ("seed", "stop") if name in given}  # it knows no ignore_eos
+        return {"inputs": _plain_text(turn), "parameters": parameters | sampling.extra, "stream": sampling.stream}
 
     def parse(self, data: bytes) -> Event:
-        if data == b"[DONE]":
-            return Event(is_end=True)
         event = self._decode(data)
         if event.error is not None:
             return Event(error=error_text(event.error), is_end=True)
@@ -217,6 +232,10 @@ class Tgi:
             completion_tokens=details.generated_tokens,
             is_end=is_last,
         )
+
+    def parse_whole(self, body: bytes) -> Event:
+        text = self._decode(body).generated_text or ""
+        return msgspec.structs.replace(self.parse(body), text=text, num_tokens=None)
 
 
 class _LlamaTimings(msgspec.Struct):
@@ -245,10 +264,13 @@ class LlamaCpp:
     def __init__(self) -> None:
         self._decode = msgspec.json.Decoder(_LlamaEvent).decode
 
+    def path_of(self, turn: Turn, sampling: Sampling) -> str:
+        return "/infill" if turn.suffix is not None else self.path
+
     def body(self, turn: Turn, sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {
             "n_predict": turn.max_tokens,
-            "stream": True,
+            "stream": sampling.stream,
             "temperature": sampling.temperature,
             "return_tokens": True,
             "cache_prompt": True,
@@ -257,17 +279,9 @@ class LlamaCpp:
             body |= {"input_prefix": turn.text, "input_suffix": turn.suffix}
         else:
             body["prompt"] = turn.ids or _plain_text(turn)
-        if sampling.seed is not None:
-            body["seed"] = sampling.seed
-        if sampling.stop:
-            body["stop"] = sampling.stop
-        if turn.ignore_end:
-            body["ignore_eos"] = True
-        return body | sampling.extra
+        return body | _if_given(turn, sampling) | sampling.extra
 
     def parse(self, data: bytes) -> Event:
-        if data == b"[DONE]":
-            return Event(is_end=True)
         event = self._decode(data)
         if event.error is not None:
             return Event(error=error_text(event.error), is_end=True)
@@ -276,12 +290,15 @@ class LlamaCpp:
         reason = event.stop_type or ("limit" if event.stopped_limit else "eos")
         return Event(
             text=event.content,
+            num_tokens=len(event.tokens) if event.tokens else None,
             finish_reason="length" if reason == "limit" else "stop",
             prompt_tokens=event.tokens_evaluated,
             cached_tokens=event.timings.cache_n if event.timings else None,
             completion_tokens=event.tokens_predicted,
             is_end=True,
         )
+
+    parse_whole = parse  # a whole answer is the last event, with all of the text
 
 
 DIALECTS: dict[str, type[Dialect]] = {d.name: d for d in (OpenAICompletions, OpenAIChat, Tgi, LlamaCpp)}
@@ -294,10 +311,6 @@ def make_dialect(name: str) -> Dialect:
     return DIALECTS[name]()
 
 
-def path_for(dialect: Dialect, turn: Turn) -> str:
-    return "/infill" if turn.suffix is not None and dialect.name == "llama-cpp" else dialect.path
-
-
 def error_text(error: Any) -> str:
     """One line from any server's error object."""
     if isinstance(error, dict):
@@ -307,11 +320,22 @@ def error_text(error: Any) -> str:
 
 def decode_event(dialect: Dialect, data: bytes) -> Event:
     """Raises InputError when the data is not what this dialect's servers send."""
+    if data == b"[DONE]":
+        return Event(is_end=True)
     try:
         return dialect.parse(data)
     except msgspec.DecodeError as error:
         shown = data[:80].decode("utf-8", "replace")
         raise InputError(f"broken SSE: an event is not {dialect.name} JSON ({error}): {shown!r}") from None
+
+
+def decode_whole(dialect: Dialect, body: bytes) -> Event:
+    """An answer that did not stream. Raises InputError when it is not what this dialect's servers send."""
+    try:
+        return dialect.parse_whole(body)
+    except msgspec.DecodeError as error:
+        shown = body[:80].decode("utf-8", "replace")
+        raise InputError(f"the answer is not {dialect.name} JSON ({error}): {shown!r}") from None
 
 
 def _plain_text(turn: Turn) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Iterator
 
 from tabstop.bench.report import BenchReport, RunSection
 from tabstop.bench.statistics import Estimate, Judgement
+from tabstop.bench.sweep import SweepResult
 
 MILLISECONDS = ("ttft", "itl", "tpot", "e2e", "completion")
 
@@ -78,7 +80,8 @@ def summary_table(report: BenchReport) -> list[list[str]]:
         ["requests", *(_outcomes(run) for run in report.runs)],
         ["prompt tokens (mean)", *(_length(run.summary.prompt_lengths) for run in report.runs)],
         ["output tokens (mean)", *(_length(run.summary.output_lengths) for run in report.runs)],
-        ["tokens counted by", *(", ".join(run.summary.tokens.count_sources) for run in report.runs)],
+        ["tokens counted by", *(_counted_by(run) for run in report.runs)],
+        *_energy_row(report),
         ["client lag p99 (ms)", *(number(1e3 * run.lag_p99) for run in report.runs)],
     ]
     if any(run.summary.attainment for run in report.runs):
@@ -93,6 +96,23 @@ def _outcomes(run: RunSection) -> str:
 
 def _length(lengths: dict[str, float]) -> str:
     return number(lengths["mean"]) if lengths else "n/a"
+
+
+def _counted_by(run: RunSection) -> str:
+    """ "server", or "chunks; 39 of 40 re-tokenised agree"."""
+    tokens = run.summary.tokens
+    sources = ", ".join(tokens.count_sources)
+    if not tokens.num_retokenized:
+        return sources
+    num_equal = tokens.num_retokenized - tokens.num_retokenized_mismatches
+    return f"{sources}; {num_equal} of {tokens.num_retokenized} re-tokenised agree"
+
+
+def _energy_row(report: BenchReport) -> list[list[str]]:
+    if all(run.joules is None for run in report.runs):
+        return []
+    values = [(run.joules, max(1, run.summary.tokens.output_counted)) for run in report.runs]
+    return [["J/output token", *("n/a" if joules is None else number(joules / tokens) for joules, tokens in values)]]
 
 
 def _attainment(run: RunSection) -> str:
@@ -123,8 +143,19 @@ def to_markdown(report: BenchReport) -> str:
     for run in report.runs:
         parts += [f"INVALID ({run.label}): {fault}" for fault in run.invalid]
         parts += [f"IMPOSSIBLE ({run.label}): {f.what}: {f.claim}; {f.limit} ({f.why})" for f in run.sanity]
-    parts.append("Repeat with: `" + " ".join(report.command) + "`")
+    parts.append(f"{repeat_hint(report)}: `{shlex.join(report.command)}`")
     return "\n\n".join(parts) + "\n"
+
+
+def repeat_hint(report: BenchReport) -> str:
+    if any(word.startswith("--seed") for word in report.command):
+        return "Repeat with"
+    return f"Repeat with (new prompts; --seed {report.setup.workload.seed} asks the same ones again)"
+
+
+def rate_unit(sweep: SweepResult) -> str:
+    """What a sweep's rates count."""
+    return "sessions" if any(p.num_requests > p.num_sessions > 0 for p in sweep.points) else "requests"
 
 
 def capacity_line(report: BenchReport) -> str:
@@ -132,14 +163,20 @@ def capacity_line(report: BenchReport) -> str:
     sweep = report.sweep
     assert sweep is not None
     requests, tokens = number(sweep.saturated_requests_per_s), number(sweep.saturated_tokens_per_s)
+    unit = f"{rate_unit(sweep)}/s"
     line = f"Saturated at {requests} requests/s, {tokens} tokens/s."
+    if unit == "sessions/s" and sweep.saturated_sessions_per_s is not None:
+        line += f" That is {number(sweep.saturated_sessions_per_s)} sessions/s."
     if sweep.last_sustained is not None:
-        line += f" The highest rate of the curve that was kept up: {number(sweep.last_sustained)} requests/s."
+        line += f" The highest rate of the curve that was kept up: {number(sweep.last_sustained)} {unit}."
+    if not sweep.is_saturated:
+        line += " That was its highest: the server was not saturated, raise --saturating-concurrency."
     if sweep.slo is not None:
         low = f"{number(sweep.met)}" if sweep.met is not None else "none found"
         high = f"{number(sweep.missed)}" if sweep.missed is not None else "none found"
         line += (
-            f" Largest rate proven to meet the SLO at p{100 * sweep.percentile:g}: {low}; smallest not proven: {high}."
+            f" Largest rate ({unit}) proven to meet the SLO at p{100 * sweep.percentile:g}: {low}; "
+            f"smallest not proven: {high}."
         )
     return line
 

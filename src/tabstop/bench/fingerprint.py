@@ -1,11 +1,10 @@
-"""The environment of a run: machine, load, software, accelerator; and the energy its cards used.
+"""The environment of a run: machine, load, software, accelerator.
 
 Reads only local, public facts; never the environment's variables. Absent facts are absent, not guessed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -73,32 +72,3 @@ def _gpus() -> list[dict[str, str]]:
     return [
         dict(zip(names, (part.strip() for part in line.split(",")), strict=False)) for line in done.stdout.splitlines()
     ]
-
-
-class EnergyMeter:
-    """Joules of all local NVIDIA cards, by the driver's own counter (NVML, Volta and later)."""
-
-    def __init__(self) -> None:
-        self._handles: list[ctypes.c_void_p] = []
-        try:
-            self._nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        except OSError:
-            return
-        if self._nvml.nvmlInit_v2() != 0:
-            return
-        count = ctypes.c_uint()
-        self._nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-        for index in range(count.value):
-            handle = ctypes.c_void_p()
-            if self._nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0:
-                self._handles.append(handle)
-
-    def joules(self) -> float | None:
-        """The counters' sum since the driver was loaded; None without a card that counts."""
-        total, num_read = 0.0, 0
-        for handle in self._handles:
-            millijoules = ctypes.c_ulonglong()
-            if self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)) == 0:
-                total += millijoules.value / 1000
-                num_read += 1
-        return total if num_read else None

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 WORDS = (" def", " return", " x", " =", " été", " größer", " 日本語", " λ→", " 🙂🙂", " self.value", " \\n", " (a,b)")
 STYLES = ("plain", "several", "inside-token", "inside-utf8", "pings")
 FAULTS = ("error-event", "cut", "garbage", "http-500", "no-end")
+FORMS = {"/v1/completions": "text", "/v1/chat/completions": "chat", "/generate_stream": "tgi", "/generate": "tgi"}
 MODEL = "golden"
 
 
@@ -70,6 +71,7 @@ class Told(msgspec.Struct):
     sent: list[Sent] = []
     text: str = ""
     is_whole: bool = False
+    num_before: int = 0  # requests of the same name, of earlier runs; only the last one's story is kept
 
 
 def golden_tokenizer() -> Tokenizer:
@@ -135,9 +137,8 @@ class Wire:
     def __init__(self, path: str, body: dict[str, Any], behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         options = body.get("stream_options") or {}
-        self.form = {"/v1/completions": "text", "/v1/chat/completions": "chat", "/generate_stream": "tgi"}.get(
-            path, "llama"
-        )
+        self.form = FORMS.get(path, "llama")
+        self.is_stream = bool(body.get("stream")) and path != "/generate"
         self.running = bool(options.get("continuous_usage_stats")) and behaviour.running_usage
         parameters = body.get("parameters") or {}
         self.max_tokens = int(body.get("max_tokens") or body.get("n_predict") or parameters.get("max_new_tokens") or 16)
@@ -156,6 +157,20 @@ class Wire:
             chunk["usage"] = {"prompt_tokens": self.prompt_tokens, "completion_tokens": total}
         return chunk
 
+    def whole(self, text: str, total: int, cached: int) -> Any:
+        """The answer in one body."""
+        if self.form in ("tgi", "llama"):
+            (last,) = self.end(text, total, cached)
+            return last if self.form == "tgi" else last | {"content": text}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
+        choice |= {"text": text} if self.form == "text" else {"message": {"role": "assistant", "content": text}}
+        answer: dict[str, Any] = {"id": "golden", "choices": [choice]}
+        return answer | ({"usage": self.usage(total, cached)} if self.behaviour.usage else {})
+
+    def usage(self, total: int, cached: int) -> dict[str, Any]:
+        details = {"cached_tokens": cached}
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": total, "prompt_tokens_details": details}
+
     def end(self, text: str, total: int, cached: int) -> list[Any]:
         """The last events: finish reason, usage, [DONE], as this dialect orders them."""
         if self.form == "tgi":
@@ -168,9 +183,7 @@ class Wire:
         last["text" if self.form == "text" else "delta"] = "" if self.form == "text" else {}
         events: list[Any] = [{"choices": [last]}]
         if self.behaviour.usage:
-            details = {"cached_tokens": cached}
-            usage = {"prompt_tokens": self.prompt_tokens, "completion_tokens": total, "prompt_tokens_details": details}
-            events.append({"choices": [], "usage": usage})
+            events.append({"choices": [], "usage": self.usage(total, cached)})
         return [*events, b"[DONE]"]
 
 
@@ -200,8 +213,8 @@ class GoldenServer:
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=64 << 20)
-        for path in ("/v1/completions", "/v1/chat/completions", "/generate_stream", "/completion", "/infill"):
-            application.router.add_post(path, self.stream)
+        for path in (*FORMS, "/completion", "/infill"):
+            application.router.add_post(path, self.answer)
         application.router.add_get("/v1/models", self.models)
         application.router.add_get("/golden/log", self.log)
         application.router.add_delete("/golden/log", self.forget)
@@ -224,7 +237,7 @@ class GoldenServer:
         self.seen.clear()
         return web.Response()
 
-    async def stream(self, request: web.Request) -> web.StreamResponse:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         received = time.monotonic()
         body = msgspec.json.decode(await request.read())
         behaviour = _with_headers(self.behaviour, request)
@@ -235,9 +248,33 @@ class GoldenServer:
         identity = request.headers.get("x-request-id", str(len(self.told)))
         if behaviour.fault == "http-500" and random.Random(f"500/{identity}").random() < behaviour.fault_share:
             return web.json_response({"error": {"message": "golden fault"}}, status=500)
+        before = self.told.get(identity)
         told = self.told[identity] = Told(identity, received, wire.prompt_tokens)
+        told.num_before = before.num_before + 1 if before else 0
         async with self.slots or contextlib.nullcontext():
-            return await self._play(request, wire, told)
+            return await (self._play(request, wire, told) if wire.is_stream else self._whole(wire, told))
+
+    async def _whole(self, wire: Wire, told: Told) -> web.Response:
+        """All tokens at the end of the script; a fault inside it is a broken or an erroneous body."""
+        script = make_script(wire.behaviour, told.request, wire.max_tokens)
+        async for step in _paced(script, time.monotonic()):
+            if step.kind == "error-event":
+                return web.json_response({"error": {"message": "golden fault"}})
+            if step.kind in ("cut", "garbage"):
+                return web.Response(body=b'{"choices": [{"text": ', content_type="application/json")
+        told.text = "".join(step.text for step in script)
+        total = sum(step.num_tokens for step in script)
+        body = msgspec.json.encode(wire.whole(told.text, total, self._cached(wire)))
+        told.sent.append(Sent(time.monotonic(), total, len(told.text)))
+        told.is_whole = True
+        return web.Response(body=body, content_type="application/json")
+
+    def _cached(self, wire: Wire) -> int:
+        """Prompt tokens seen before, all or none."""
+        digest = hashlib.sha256(repr(wire.prompt).encode()).hexdigest()
+        is_known = digest in self.seen
+        self.seen.add(digest)
+        return wire.prompt_tokens if is_known else 0
 
     async def _play(self, request: web.Request, wire: Wire, told: Told) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
@@ -268,9 +305,7 @@ class GoldenServer:
         return await self._finish(response, wire, told, total)
 
     async def _finish(self, response: web.StreamResponse, wire: Wire, told: Told, total: int) -> web.StreamResponse:
-        digest = hashlib.sha256(repr(wire.prompt).encode()).hexdigest()
-        cached = wire.prompt_tokens if digest in self.seen else 0
-        self.seen.add(digest)
+        cached = self._cached(wire)
         if wire.behaviour.fault != "no-end":
             for event in wire.end(told.text, total, cached):
                 data = event if isinstance(event, bytes) else msgspec.json.encode(event)

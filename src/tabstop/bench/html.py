@@ -5,6 +5,7 @@ Knows the report's data; the plots are svg.py's.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
@@ -14,7 +15,7 @@ import msgspec
 
 from tabstop.bench import svg
 from tabstop.bench.cost import UTILIZATIONS
-from tabstop.bench.export import capacity_line, number, show_estimate, summary_table
+from tabstop.bench.export import capacity_line, number, rate_unit, repeat_hint, show_estimate, summary_table
 from tabstop.bench.report import BenchReport, RunSection
 from tabstop.bench.statistics import Judgement
 from tabstop.bench.svg import Axis, Series
@@ -68,8 +69,16 @@ def _section(title: str, content: str, hint: str = "") -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
+    body = "".join("<tr>" + "".join(f"<td>{_value(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _value(cell: str) -> str:
+    """A cell; an interval may go below its number, but neither is broken."""
+    number, bracket, interval = cell.partition(" [")
+    if not bracket or not interval.endswith("]"):
+        return escape(cell)
+    return f"<span>{escape(number)}</span> <small>[{escape(interval)}</small>"
 
 
 def _figure(content: str, caption: str) -> str:
@@ -157,8 +166,8 @@ def _comparison(report: BenchReport) -> list[str]:
         gate = [["check", "", "detail"], *([c.name, "equal" if c.passed else "UNEQUAL", c.detail] for c in pair.gate)]
         num_blocks = len(pair.blocks[0].baseline) if pair.blocks else 0
         hint = (
-            f"Ratio = {pair.candidate} / {pair.baseline}, over {num_blocks} blocks in ABBA order; the band is what the "
-            "baseline does against itself."
+            f"The verdict is that of {pair.candidate}; ratio = {pair.candidate} / {pair.baseline}, over {num_blocks} "
+            "blocks in ABBA order; the band is what the baseline does against itself."
         )
         sections.append(_section(f"{pair.candidate} against {pair.baseline}", table, hint))
         sections.append(_section("Equal work", _table(gate), "A verdict needs the same work on both sides."))
@@ -208,7 +217,8 @@ def _sweep(report: BenchReport) -> list[str]:
         curves.append(Series(f"{name} {level}", line, dots=True))
     plot = svg.line_chart("latency against throughput", curves, Axis("output tokens/s", low=0), Axis("ms", log=True))
     plots = _figures([_figure(svg.legend([c.label for c in curves]) + plot, "Latency against throughput")])
-    rows = [["rate (1/s)", "purpose", "requests", "beyond SLO", "SLO met", "TTFT p50 (ms)", "output tokens/s", "valid"]]
+    rate_name = f"rate ({rate_unit(sweep)}/s)"
+    rows = [[rate_name, "purpose", "requests", "beyond SLO", "SLO met", "TTFT p50 (ms)", "output tokens/s", "valid"]]
     for p in sweep.points:
         met = {True: "yes", False: "no", None: "undecided" if p.purpose == "search" else ""}[p.is_met]
         first = p.summary.latencies["ttft"].percentiles["p50"] if "ttft" in p.summary.latencies else None
@@ -222,6 +232,8 @@ def _sweep(report: BenchReport) -> list[str]:
 def _distributions(report: BenchReport) -> str:
     figures = []
     for name, title in LATENCY_NAMES.items():
+        if name == "completion" and all(r.distributions.get(name) == r.distributions.get("e2e") for r in report.runs):
+            continue  # every answer was short
         series = [
             Series(
                 run.label,
@@ -277,10 +289,11 @@ def _cost(report: BenchReport, price_per_hour: float | None) -> str:
             series.append(Series(run.label, [(100 * u, whole / u) for u in sorted(UTILIZATIONS)], dots=True, style=i))
     if not series:
         return ""
-    unit = "$ a million output tokens" + ("" if price_per_hour is not None else ", for each $1 an hour")
+    unit = "$ a million tokens"
     plot = svg.line_chart("cost", series, Axis("utilisation (%)", low=0, high=100), Axis(unit, log=True))
     figure = _figure(svg.legend([s.label for s in series]) + plot, "Cost by utilisation")
-    hint = "All cost on output tokens, at this run's rate: an idle machine costs as much as a busy one."
+    price = f"At ${number(hourly)} an hour" + ("" if price_per_hour is not None else " (no --price was given)")
+    hint = f"{price}, all cost on output tokens, at this run's rate: an idle machine costs as much as a busy one."
     return _section("Cost", _figures([figure]), hint)
 
 
@@ -312,15 +325,17 @@ def _run_details(run: RunSection) -> str:
         ]
         for h in run.health
     ]
-    if run.joules is not None:
-        facts.append(
-            [
-                "energy",
-                f"{number(run.joules)} J, {number(run.joules / max(1, summary.tokens.output_counted))} J/output token",
-            ]
-        )
+    facts.append(["energy", _energy(run)])
+    facts += [[f"server: {path}", _cell(told)[:300]] for path, told in run.endpoint.facts.identity.items()]
     latency_table = _table(rows) if rows else ""
     return f"<details><summary>{escape(run.label)}</summary>{latency_table}{_table(facts)}</details>"
+
+
+def _energy(run: RunSection) -> str:
+    if run.joules is None:
+        return f"not measured: {run.energy_note}" if run.energy_note else "not measured"
+    per_token = run.joules / max(1, run.summary.tokens.output_counted)
+    return f"{number(run.joules)} J of all this machine's cards, {number(per_token)} J/output token"
 
 
 def _cell(value: Any) -> str:
@@ -331,20 +346,23 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def _setting(value: Any) -> str:
+    return "not set" if value in (None, "") else str(value)
+
+
 def _setup(report: BenchReport) -> str:
     rows = [["setting", "value"]]
-    for name, part in msgspec.to_builtins(report.setup, enc_hook=str).items():
-        if isinstance(part, dict):
-            rows += [[f"{name}.{key}", _cell(value)] for key, value in part.items()]
+    for name, part in msgspec.structs.asdict(report.setup).items():
+        if isinstance(part, msgspec.Struct):
+            rows += [[f"{name}.{key}", _setting(value)] for key, value in msgspec.structs.asdict(part).items()]
         else:
-            rows.append([name, _cell(part)])
+            rows.append([name, _setting(part)])
     environment = [["environment", "value"]]
     for name, value in report.environment.items():
         environment.append(
             [name, _cell(value) if not isinstance(value, list) else "; ".join(_cell(v) for v in value) or "none"]
         )
-    command = " ".join(report.command)
-    repeat = f'<p class="hint">Repeat with</p><pre>{escape(command)}</pre>'
+    repeat = f'<p class="hint">{escape(repeat_hint(report))}</p><pre>{escape(shlex.join(report.command))}</pre>'
     return _section(
         "Setup and environment",
         f"{repeat}<details><summary>all settings</summary>{_table(rows)}</details>"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from tabstop.bench.client import Client, Endpoint, monotonic_since, open_session, prepare, with_answer
-from tabstop.bench.records import ClientHealth, Record, Session, Turn
+from tabstop.bench.records import ClientHealth, Record, Session
 
 Report = Callable[[Record], None]
 
@@ -151,7 +151,8 @@ class LoadRunner:
                 await self.pacer.until(self.start + intended)
                 if turn.supersedes and running is not None:
                     running.cancel()
-            record = _blank(session, number, turn, intended)
+            record = _blank(session, number, intended)
+            record.is_whole = not self.job.endpoint.sampling.stream
             prepared = self.prepared.get((session.index, number))
             if prepared is None:
                 asked = with_answer(turn, asked, previous.text if previous else "")
@@ -164,10 +165,12 @@ class LoadRunner:
             await asyncio.wait([running])
 
 
-def _blank(session: Session, number: int, turn: Turn, intended: float) -> Record:
+def _blank(session: Session, number: int, intended: float) -> Record:
+    turn = session.turns[number]
     return Record(
         session=session.index,
         turn=number,
+        num_turns=len(session.turns),
         kind=turn.kind,
         intended=intended,
         sent=intended,

@@ -58,10 +58,11 @@ class TokenAccount(msgspec.Struct, frozen=True):
     output_counted: int
     output_retokenized: int | None
     num_output_mismatches: int  # our count of the stream ≠ the server's usage
-    num_retokenized_mismatches: int
+    num_retokenized_mismatches: int  # re-tokenised text ≠ the server's usage, or our count where it has none
     num_prompt_mismatches: int  # the server's prompt length ≠ what the workload meant
     num_unlimited: int  # answers longer than max_tokens
     count_sources: dict[str, int]
+    num_retokenized: int = 0  # answers that were re-tokenised
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -100,7 +101,7 @@ def counts_for_latency(record: Record) -> bool:
 
 
 def ttft(record: Record, *, from_sent: bool = False) -> float:
-    """Time to the first chunk with text or tokens."""
+    """Time to the first chunk with text or tokens (of a whole answer: to its end; latency_samples leaves that out)."""
     if is_failure(record) or not record.chunks:
         return math.inf
     return record.chunks[0].at - (record.sent if from_sent else record.intended)
@@ -169,13 +170,17 @@ def steady_window(records: Sequence[Record], warm_up: float = 0.0) -> Window:
 
 
 def latency_samples(records: Sequence[Record], *, from_sent: bool) -> dict[str, Floats]:
-    """Every latency's samples in order of sending, failures as infinity. unit: seconds"""
+    """Every latency's samples in order of sending, failures as infinity. unit: seconds
+
+    Whole answers have an end only: no time to a first token and none between tokens.
+    """
     ordered = sorted((r for r in records if counts_for_latency(r)), key=lambda record: record.intended)
-    per_token = [value for record in ordered if (value := tpot(record)) is not None]
-    gaps = [token_gaps(record) for record in ordered if not is_failure(record)]
+    streamed = [record for record in ordered if not record.is_whole]
+    per_token = [value for record in streamed if (value := tpot(record)) is not None]
+    gaps = [token_gaps(record) for record in streamed if not is_failure(record)]
     short = [r for r in ordered if is_failure(r) or r.num_tokens <= SHORT_COMPLETION]
     samples = {
-        "ttft": np.array([ttft(record, from_sent=from_sent) for record in ordered]),
+        "ttft": np.array([ttft(record, from_sent=from_sent) for record in streamed]),
         "itl": np.concatenate(gaps) if gaps else np.empty(0),
         "tpot": np.array(per_token),
         "e2e": np.array([e2e(record, from_sent=from_sent) for record in ordered]),
@@ -187,6 +192,8 @@ def latency_samples(records: Sequence[Record], *, from_sent: bool) -> dict[str, 
 def describe(values: Floats) -> Latency:
     finite = values[np.isfinite(values)]
     mean = estimate_mean(finite)
+    if mean.low is not None:
+        mean = msgspec.structs.replace(mean, low=max(0.0, mean.low))  # no latency is negative
     if len(finite) < len(values):
         mean = Estimate(None, None, None, len(values), f"infinite: {len(values) - len(finite)} failures")
     return Latency({f"p{100 * q:g}": _finite(estimate_percentile(values, q)) for q in PERCENTILES}, mean)
@@ -239,9 +246,8 @@ def account(records: Sequence[Record]) -> TokenAccount:
         output_counted=sum(r.counted_tokens or 0 for r in done),
         output_retokenized=sum(r.retokenized_tokens or 0 for r in retokenized) if retokenized else None,
         num_output_mismatches=sum(r.counted_tokens != r.completion_tokens for r in stated),
-        num_retokenized_mismatches=sum(
-            r.retokenized_tokens != r.completion_tokens for r in retokenized if r.completion_tokens is not None
-        ),
+        num_retokenized=len(retokenized),
+        num_retokenized_mismatches=sum(r.retokenized_tokens != r.num_tokens for r in retokenized),
         num_prompt_mismatches=sum(
             r.prompt_tokens != r.expected_prompt_tokens
             for r in done

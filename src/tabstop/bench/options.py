@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import typer
@@ -34,7 +35,9 @@ class Options:
     dialect: str = option("auto", "auto, openai-completions, openai-chat, tgi or llama-cpp")
     model: str = option("", "model name to ask for; default: the first that the server lists")
     header: list[str] | None = option(None, "extra header, 'Name: value'; may be repeated")
-    extra: str = option("{}", "further fields of every request body, as JSON")
+    extra: list[str] | None = option(
+        None, "further fields of every request body, as JSON; compare takes one for all or one for each endpoint"
+    )
     temperature: float = option(0.0, "sampling temperature; 0 is greedy")
     timeout: float = option(600.0, "a request without an end after this many seconds has failed")
     workload: str = option("random", f"one of {', '.join(NAMES)}")
@@ -69,10 +72,13 @@ class Options:
     prompt_form: str = option("auto", "auto, ids or text")
     tokenizer: Path | None = option(None, "tokenizer.json (or its folder) to make and count tokens with")
     vocabulary: int = option(30_000, "random ids stay below this")
+    stream: bool = option(True, "stream the answers; without it only their ends are seen: no TTFT, no token times")
     running_usage: bool = option(True, "ask for the token count in every chunk")
     slo: str = option("", "limits in seconds, e.g. ttft=0.5,tpot=0.05,e2e=5,itl_max=0.2")
     workers: int = option(2, "client processes")
-    max_lag: float | None = option(None, "client p99 lag in seconds that makes a run INVALID; default: 5 % of TTFT")
+    max_lag: float | None = option(
+        None, "client p99 lag in seconds that makes a run INVALID; default: p99 5 %, p50 1 % of TTFT"
+    )
     gpu: str = option("", "hardware facts for sanity checks: a100-80gb, 2xh100-80gb or name:GB/s:TFLOPS:GB")
     model_config: Path | None = option(None, "config.json of the model, for sanity checks")
     weight_bytes: float = option(2.0, "bytes a parameter (2: 16 bits, 0.56: 4 bits and scales)")
@@ -128,6 +134,10 @@ def make_setup(options: Options) -> RunSetup:
     if options.num_requests < 1 or (options.concurrency is not None and options.concurrency < 1) or options.workers < 1:
         raise ConfigError("--num-requests, --concurrency and --workers must be at least 1")
     slo, _ = parse_slo(options.slo)
+    if slo is not None and not options.stream and (slo.ttft, slo.tpot, slo.itl_max) != (None, None, None):
+        raise ConfigError(
+            "--no-stream shows only the ends of answers: --slo can limit e2e, but not ttft, tpot, itl_max"
+        )
     return RunSetup(
         workload=_workload(options),
         load=_load(options),
@@ -192,8 +202,8 @@ def _load(options: Options) -> LoadSpec:
     )
 
 
-def make_endpoint(options: Options, url: str, label: str = "") -> Endpoint:
-    """Raises ConfigError for an unreadable header or body."""
+def make_endpoint(options: Options, url: str, label: str = "", number: int = 0) -> Endpoint:
+    """The endpoint that is the command's `number`th. Raises ConfigError for an unreadable header or body."""
     headers = {}
     for written in options.header or []:
         name, colon, value = written.partition(":")
@@ -202,15 +212,16 @@ def make_endpoint(options: Options, url: str, label: str = "") -> Endpoint:
         headers[name.strip()] = value.strip()
     if key := from_environment(Credentials).bench_api_key:
         headers.setdefault("Authorization", f"Bearer {key}")
-    try:
-        extra = msgspec.json.decode(options.extra, type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"--extra is not a JSON object: {error}") from None
     sampling = Sampling(
-        model=options.model, temperature=options.temperature, running_usage=options.running_usage, extra=extra
+        model=options.model,
+        temperature=options.temperature,
+        stream=options.stream,
+        running_usage=options.running_usage,
+        extra=_extra(options, number),
     )
     if "://" not in url:
         url = "http://" + url
+    _check_url(url)
     return Endpoint(
         url=url,
         dialect=options.dialect,
@@ -219,6 +230,34 @@ def make_endpoint(options: Options, url: str, label: str = "") -> Endpoint:
         timeout=options.timeout,
         label=label,
     )
+
+
+def _check_url(url: str) -> None:
+    """Raises ConfigError for what is no URL of an HTTP server."""
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port out of range
+        is_good = False
+    if not is_good:
+        raise ConfigError(f"{url!r} is no address of an HTTP server; write http://HOST:PORT")
+
+
+def check_extras(options: Options, num_endpoints: int) -> None:
+    """Raises ConfigError unless --extra was given for none, for all, or for each."""
+    num = len(options.extra or [])
+    if num not in (0, 1, num_endpoints):
+        raise ConfigError(
+            f"--extra was given {num} times for {num_endpoints} endpoints: give one for all or one for each"
+        )
+
+
+def _extra(options: Options, number: int) -> dict[str, Any]:
+    given = options.extra or ["{}"]
+    try:
+        return msgspec.json.decode(given[number if len(given) > 1 else 0], type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"--extra is not a JSON object: {error}") from None
 
 
 def parse_slo(written: str) -> tuple[Slo | None, float | None]:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-from scipy import optimize
 
 from tabstop.bench.metrics import Slo
 from tabstop.bench.records import Record
@@ -76,12 +75,16 @@ class Plan(msgspec.Struct, kw_only=True):
 
 def fit(report: BenchReport, records: Sequence[Record] = ()) -> ReplicaModel:
     """A replica's model from a run or (better) a sweep. Raises InputError if the report cannot carry one."""
+    from scipy import optimize  # here, because half a second of import is much for commands that never fit
+
     summaries = [p.summary for p in report.sweep.points] if report.sweep else [run.summary for run in report.runs[:1]]
     points = [(s.concurrency, s.service_latencies["tpot"].percentiles["p50"].value) for s in summaries if _has_tpot(s)]
     points = [(b, t) for b, t in points if t is not None]
     lengths = [s.prompt_lengths for s in summaries if s.prompt_lengths]
     if not points or not lengths:
-        raise InputError("the report has no time per output token or no prompt lengths: run it with --output over 1")
+        raise InputError(
+            "the report has no time per output token or no prompt lengths: run it streaming, with --output over 1"
+        )
     running = np.array([b for b, _ in points])
     step = np.array([t for _, t in points], dtype=np.float64)
     if len(points) >= 2 and running.max() > 1.5 * running.min():
@@ -109,6 +112,8 @@ def fit_prefill(records: Sequence[Record]) -> tuple[float, float] | None:
 
     Quantile regression as a linear program (Koenker & Bassett 1978). None if the prompts' lengths hardly vary.
     """
+    from scipy import optimize
+
     pairs = [
         ((r.prompt_tokens or 0) - (r.cached_tokens or 0), r.chunks[0].at - r.sent)
         for r in records

@@ -81,7 +81,8 @@ async def _identify(session: aiohttp.ClientSession, endpoint: Endpoint, facts: S
                 if response.status == 200 and "json" in response.headers.get("content-type", ""):
                     facts.identity[path] = _trim(msgspec.json.decode(await response.read()))
         except (aiohttp.ClientConnectionError, TimeoutError, OSError) as error:
-            raise InputError(f"cannot reach {root}: {error}; is the server running, is the port right?") from None
+            told = str(error).replace(" ssl:default", "") or type(error).__name__
+            raise InputError(f"cannot reach {root}: {told}; is the server running, is the port right?") from None
         except (aiohttp.ClientError, msgspec.DecodeError):
             continue
     listed = facts.identity.get("/v1/models")
@@ -128,7 +129,7 @@ def _explain(endpoint: Endpoint, record: Record, facts: ServerFacts) -> str:
     if record.error.startswith(("HTTP 404", "HTTP 400")) and facts.models and model not in facts.models:
         return f"{endpoint.url} does not know the model {model!r}; it offers {', '.join(facts.models[:8])}"
     hint = "; is the dialect right (--dialect)?" if record.error.startswith(("HTTP 404", "HTTP 405")) else ""
-    return f"{endpoint.url} does not answer a {endpoint.dialect} request: {record.error}{hint}"
+    return f"{endpoint.url} does not answer as {endpoint.dialect}: {record.error}{hint}"
 
 
 def _trim(value: Any, depth: int = 0) -> Any:

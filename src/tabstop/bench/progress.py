@@ -69,7 +69,7 @@ class RunProgress:
             self._recent.append((now, record.num_tokens or len(record.chunks)))
             while self._recent[0][0] < now - RATE_WINDOW:
                 self._recent.popleft()
-            if record.chunks:
+            if record.chunks and not record.is_whole:
                 self._first_tokens.append(record.chunks[0].at - record.intended)
             self._progress.update(self._task, completed=self._num_done, rates=self._rates(now))
             if not self._console.is_terminal and now - self._logged >= LOG_INTERVAL:

@@ -61,7 +61,9 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     session: int
     turn: int = 0
+    num_turns: int = 1  # of its session
     kind: str = "request"
+    is_whole: bool = False  # asked for in one body: no first token is seen, only the end
     intended: float
     sent: float
     ended: float

@@ -72,6 +72,7 @@ class RunSection(msgspec.Struct, kw_only=True):
     is_interrupted: bool = False
     sanity: list[SanityFlag] = []
     joules: float | None = None
+    energy_note: str = ""  # why there are none
     distributions: dict[str, list[float | None]] = {}  # latency → its 0th … 100th percentile; None = infinite
     timeline: Timeline | None = None
 
@@ -125,7 +126,7 @@ def redacted(command: Sequence[str]) -> list[str]:
     return kept
 
 
-def make_section(outcome: Outcome, endpoint: Endpoints, joules: float | None = None) -> RunSection:
+def make_section(outcome: Outcome, endpoint: Endpoints) -> RunSection:
     return RunSection(
         label=endpoint.label or endpoint.url,
         endpoint=endpoint,
@@ -135,7 +136,8 @@ def make_section(outcome: Outcome, endpoint: Endpoints, joules: float | None = N
         lag_p99=outcome.lag_p99,
         invalid=outcome.invalid,
         is_interrupted=outcome.is_interrupted,
-        joules=joules,
+        joules=outcome.joules,
+        energy_note=outcome.energy_note,
         distributions=distributions(outcome.records, outcome.summary.window),
         timeline=timeline(outcome.records),
     )
@@ -170,7 +172,7 @@ def timeline(records: Sequence[Record]) -> Timeline | None:
         for index in range(low, min(high, num_bins - 1) + 1):
             overlap = min(record.ended, edges[index + 1]) - max(record.sent, edges[index])
             in_flight[index] += max(0.0, overlap) / bin_length
-        if record.chunks and low < num_bins:
+        if record.chunks and not record.is_whole and low < num_bins:
             first_tokens[low].append(record.chunks[0].at - record.intended)
     return Timeline(
         bin_length=bin_length,

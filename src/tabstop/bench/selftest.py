@@ -12,11 +12,12 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
-from tabstop.bench.client import Endpoint
+from tabstop.bench.client import Endpoint, request_id
 from tabstop.bench.compare import Arm, CompareSpec, Comparison, compare, is_higher_better, segment_metrics
 from tabstop.bench.dialects import DIALECTS, Sampling
 from tabstop.bench.golden import MODEL, Behaviour, Told, golden_tokenizer
@@ -31,6 +32,7 @@ from tabstop.bench.workloads.prompts import IdMaker
 MEDIAN_LIMIT, P99_LIMIT = 0.0005, 0.005  # seconds
 FALSE_LIMIT, POWER_LIMIT = 15 / 200, 0.9
 SLOW_DOWN = 1.1
+Finished = TypeVar("Finished", RunResult, Comparison)
 DRIFT = 0.1  # added to recorded noise: ± 10 %
 NUM_BLOCKS, NUM_AA_BLOCKS = 10, 5
 
@@ -97,7 +99,7 @@ def check_clocks(pool: WorkerPool, num_streams: int = 500, rate: float = 4.0, se
             Session(index=i, start=float(t), turns=[Turn(ids=[i, *range(2000, 2020)], max_tokens=num_tokens)])
             for i, t in enumerate(starts)
         ]
-        result = pool.run(LoadPlan(endpoint=golden_endpoint(url), sessions=sessions))
+        result = _whole(pool.run(LoadPlan(endpoint=golden_endpoint(url), sessions=sessions)))
         told = truth(url)
     first, arrival, gap = clock_errors(result, told)
     titles = {"first token": first, "every token": arrival, "time between tokens": gap}
@@ -115,11 +117,18 @@ def check_clocks(pool: WorkerPool, num_streams: int = 500, rate: float = 4.0, se
     return checks
 
 
+def _whole(result: Finished) -> Finished:
+    """Runs and comparisons keep what they have on Ctrl-C; a self-test has no use for a part and ends."""
+    if result.is_interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
 def clock_errors(result: RunResult, told: dict[str, Told]) -> tuple[Floats, Floats, Floats]:
     """Absolute errors of the first arrivals, of all arrivals, and of the gaps. unit: seconds"""
     first, arrivals, gaps = [], [], []
     for record in result.records:
-        sent = np.array([one.at for one in told[f"{record.session}-{record.turn}"].sent])
+        sent = np.array([one.at for one in told[request_id(record)].sent])
         seen = np.array([chunk.at for chunk in record.chunks]) + result.start
         if len(sent) == len(seen) and len(sent):
             arrivals.append(np.abs(seen - sent))
@@ -146,7 +155,7 @@ def check_accounts(pool: WorkerPool, num_each: int = 50) -> list[Check]:
                 Session(index=1000 * number + i, start=0.002 * i, turns=[Turn(text=f" a b c{i}", max_tokens=20)])
                 for i in range(num_each)
             ]
-            result = pool.run(LoadPlan(endpoint=golden_endpoint(url, dialect, **behaviour), sessions=sessions))
+            result = _whole(pool.run(LoadPlan(endpoint=golden_endpoint(url, dialect, **behaviour), sessions=sessions)))
             tokenizer = LocalTokenizer(golden_tokenizer()) if behaviour.get("running_usage") is False else None
             wrong += wrong_accounts(result.records, truth(url), tokenizer)
             num_streams += len(result.records)
@@ -169,7 +178,7 @@ def wrong_accounts(
     wrong = []
     for record in records:
         resolve(record, tokenizer)
-        true = told[f"{record.session}-{record.turn}"]
+        true = told[request_id(record)]
         seen = [(c.num_tokens, c.num_chars) for c in record.chunks]
         sent = [(s.num_tokens, s.num_chars) for s in true.sent]
         if seen != sent or record.text != true.text or true.is_whole != (record.outcome == "ok"):
@@ -202,7 +211,7 @@ def socket_verdicts(
     recording: dict[str, list[float]] = {}
     with golden_process(Behaviour(ttft=0.03, rate=400, jitter=0.05)) as url:
         for repeat in range(num_repeats):
-            comparison = compare_golden(pool, url, slow_down, seed=repeat)
+            comparison = _whole(compare_golden(pool, url, slow_down, seed=repeat))
             pair = comparison.pairs[0]
             num_withheld += bool(pair.refused)
             for judgement in pair.judgements:

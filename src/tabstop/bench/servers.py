@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 from tabstop.errors import InputError
 
@@ -34,6 +34,7 @@ class Server:
         self.command = command
         self.start_timeout = start_timeout
         self.log: Path | None = None
+        self._folder: TemporaryDirectory[str] | None = None  # of the log, as long as the server runs
         self._process: subprocess.Popen[bytes] | None = None
         self._url = url
 
@@ -57,13 +58,15 @@ class Server:
         port = free_port()
         self._url = f"http://127.0.0.1:{port}"
         words = [word.replace("{port}", str(port)) for word in shlex.split(self.command)]
-        self.log = Path(mkdtemp(prefix="tabstop-bench-")) / "server.log"
+        self._folder = TemporaryDirectory(prefix="tabstop-bench-")
+        self.log = Path(self._folder.name) / "server.log"
         try:
             with self.log.open("wb") as log:
                 self._process = subprocess.Popen(
                     words, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
                 )
         except OSError as error:
+            self.stop()
             raise InputError(f"cannot start {words[0]!r}: {error.strerror}") from None
         try:
             self._wait()
@@ -89,22 +92,28 @@ class Server:
             time.sleep(0.1)
         raise InputError(f"the server did not answer within {self.start_timeout:g} s; its last words:\n{self.tail()}")
 
-    def tail(self, num_lines: int = 8) -> str:
+    def tail(self, num_lines: int = 20) -> str:
+        """The last lines that the server wrote, while it runs or until stop() after it has died."""
         if self.log is None:
             return ""
         return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-num_lines:])
 
     def stop(self) -> None:
-        """Ends the server and all that it started."""
-        if self._process is None:
-            return
+        """Ends the server and all that it started, and deletes its log."""
+        if self._process is not None:
+            self._end(self._process)
+            self._process = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = self.log = None
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
         for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
+                os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(patience)
+                process.wait(patience)
                 break
-        self._process = None
 
 
 class Fleet:
@@ -136,8 +145,13 @@ class Fleet:
             for other in self.servers:
                 other.stop()
         if not was_running and not self.one_at_a_time:
-            raise InputError(f"the server {server.name!r} ended during the run; its last words:\n{server.tail()}")
+            raise InputError(self.death(number))
         return server.start(), not was_running
+
+    def death(self, number: int) -> str:
+        """What to say of a server that ended by itself."""
+        server = self.servers[number]
+        return f"the server {server.name!r} ended during the run; its last words:\n{server.tail()}"
 
 
 def free_port() -> int:

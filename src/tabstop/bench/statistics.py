@@ -249,8 +249,9 @@ def judge(
 ) -> list[Judgement]:
     """A verdict per metric, family-wise error `alpha` over all of them.
 
-    faster or slower only if (1) Holm's p is below alpha, (2) the ratio is further from 1 than A is from itself in the
-    A/A run, and (3) further than `minimum_effect`, under which nobody cares.
+    faster or slower only if (1) Holm's p is below alpha, (2) the interval leaves 1 out (few wild blocks can have a
+    small p and an interval that says nothing), (3) the ratio is further from 1 than A is from itself in the A/A run,
+    and (4) further than `minimum_effect`, under which nobody cares.
     """
     rng = np.random.default_rng(seed)
     differences = [paired_ratio(m.baseline, m.candidate, rng) for m in metrics]
@@ -271,6 +272,8 @@ def _judge_one(
     distance = abs(math.log(difference.ratio))
     if p_holm >= alpha:
         reason = f"Holm p = {p_holm:.3f}"
+    elif difference.low is None or difference.high is None or difference.low <= 1 <= difference.high:
+        reason = "the interval holds 1: too few or too uneven blocks"
     elif distance < math.log1p(minimum_effect):
         reason = f"smaller than {100 * minimum_effect:g} %"
     elif floor is not None and distance < math.log1p(floor):

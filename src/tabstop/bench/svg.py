@@ -131,8 +131,8 @@ def _line(series: Series, style: int, sx: _Scale, sy: _Scale) -> list[str]:
             parts.append(
                 f'<polyline class="line s{style % 6}" points="{path}"><title>{escape(series.label)}</title></polyline>'
             )
-    if series.dots or all(len(run) < 2 for run in runs):
-        for px, py in (point for run in runs for point in run):
+    for run in runs:
+        for px, py in run if series.dots or len(run) == 1 else []:
             told = f"{series.label}: {tick_label(round(px, 4))}, {py:.4g}"
             place = f'cx="{sx(px)}" cy="{sy(py)}" r="3.5"'
             parts.append(f'<circle class="dot s{style % 6}" {place}><title>{escape(told)}</title></circle>')
@@ -160,7 +160,7 @@ class Ratio(msgspec.Struct, frozen=True):
 def reach_of(ratios: Sequence[Ratio]) -> float:
     """The half-width, in logarithms, of a scale that holds all ratios and floors."""
     ends = [abs(math.log(v)) for r in ratios for v in (r.value, r.low, r.high) if v > 0]
-    return 1.1 * max(0.05, *ends, *(math.log1p(r.floor) for r in ratios if r.floor))
+    return 1.1 * max([0.05, *ends, *(math.log1p(r.floor) for r in ratios if r.floor)])
 
 
 def ratio_bar(shown: Ratio, reach: float) -> str:

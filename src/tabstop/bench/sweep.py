@@ -1,7 +1,9 @@
 """The sweep: a latency-throughput curve, the saturation point, and the largest rate that provably meets the SLO.
 
-Rates are open loop. Each rate of the search stops as soon as the binomial rule (statistics.early_decision) proves that
-the SLO is met or missed; an undecided rate counts as not met.
+Rates are open loop, in sessions a second; a session of most workloads is one request. Each rate of the search stops as
+soon as the binomial rule (statistics.early_decision) proves that the SLO is met or missed; an undecided rate counts as
+not met. The rule needs independent trials, and turns of one conversation are none: so the session is the trial, and it
+is good if every one of its requests was.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from tabstop.bench.run import LoadSpec, Outcome, Report, RunSetup, execute
 from tabstop.bench.statistics import early_decision, required_queries
 from tabstop.bench.workers import WorkerPool
 from tabstop.bench.workloads.prompts import PromptMaker
-from tabstop.errors import ConfigError
 
 CURVE_SHARES = (0.1, 0.25, 0.5, 0.7, 0.85, 0.95, 1.1)  # of the saturated throughput
 KEEPS_UP = 0.95  # a rate is sustained if so much of it is completed
@@ -40,22 +41,25 @@ class SweepSpec(msgspec.Struct, frozen=True, kw_only=True):
 class RatePoint(msgspec.Struct, kw_only=True):
     """One rate that was tried."""
 
-    rate: float
+    rate: float  # sessions/s
     purpose: str  # saturation | curve | search
     num_requests: int
     num_over: int  # requests beyond the SLO
+    num_sessions: int = 0
     is_met: bool | None  # None: undecided, or no SLO
     invalid: list[str]
     summary: Summary
 
 
 class SweepResult(msgspec.Struct, kw_only=True):
-    """The capacity lies between `met` and `missed`. unit: requests/s"""
+    """The capacity lies between `met` and `missed`. unit of both and of `last_sustained`: sessions/s"""
 
     points: list[RatePoint]
     saturated_requests_per_s: float
     saturated_tokens_per_s: float
     last_sustained: float | None  # of the curve
+    saturated_sessions_per_s: float | None = None
+    is_saturated: bool = True  # False: even the curve's highest rate was kept up, so "saturated" was not the limit
     met: float | None = None
     missed: float | None = None
     slo: Slo | None = None
@@ -64,12 +68,14 @@ class SweepResult(msgspec.Struct, kw_only=True):
 
 
 class SloWatch:
-    """Counts requests in the order of their send times, so that slow ones are not missed while they still run."""
+    """Counts sessions in the order of their starts, so that slow ones are not missed while they still run."""
 
     def __init__(self, slo: Slo, spec: SweepSpec) -> None:
         self.slo, self.spec = slo, spec
+        self.turns_left: dict[int, int] = {}  # of sessions that have begun to end
+        self.over: set[int] = set()  # sessions with a request beyond the SLO
         self.waiting: dict[int, bool] = {}
-        self.num_decided = 0  # leading requests that have all ended
+        self.num_decided = 0  # leading sessions that have all ended
         self.num_over = 0  # among them
         self.num_over_known = 0
         self.next_look = required_queries(0, spec.percentile, spec.confidence)
@@ -78,13 +84,15 @@ class SloWatch:
 
     def take(self, record: Record) -> bool:
         """True when nothing more needs to be sent."""
-        if not counts_for_latency(record):
-            is_over = False
-        else:
-            is_over = not meets(record, self.slo)
-        self.waiting[record.session] = is_over
-        self.num_over_known += is_over
-        self.last_session = max(self.last_session, record.session)
+        number = record.session
+        if counts_for_latency(record) and not meets(record, self.slo) and number not in self.over:
+            self.over.add(number)
+            self.num_over_known += 1
+        self.turns_left[number] = self.turns_left.get(number, record.num_turns) - 1
+        if not self.turns_left[number]:
+            self.waiting[number] = number in self.over
+            del self.turns_left[number]
+        self.last_session = max(self.last_session, number)
         while self.num_decided in self.waiting:
             self.num_over += self.waiting.pop(self.num_decided)
             self.num_decided += 1
@@ -118,21 +126,21 @@ class Sweep:
         self.is_interrupted = False
         self.num_runs = 0
         self.first: Outcome | None = None  # of the saturating run
-        if setup.workload.name in ("chat", "agent", "typing"):
-            raise ConfigError(f"a sweep counts single requests; the workload {setup.workload.name!r} has sessions")
 
     def run(self) -> SweepResult:
         """Saturate, draw the curve, then search if there is an SLO."""
         saturation = self._run("saturation", LoadSpec(concurrency=self.spec.saturating_concurrency), None)
-        most = (saturation.requests_per_s.value or saturation.offered_requests_per_s) or 1.0
+        most = self.points[0].rate or 1.0
         for share in CURVE_SHARES:
             if not self.is_interrupted:
                 self._run("curve", self._open(most * share), None)
         result = SweepResult(
             points=self.points,
-            saturated_requests_per_s=most,
+            saturated_requests_per_s=saturation.requests_per_s.value or saturation.offered_requests_per_s,
+            saturated_sessions_per_s=most,
             saturated_tokens_per_s=saturation.output_tokens_per_s.value or 0.0,
-            last_sustained=self._last_sustained(),
+            last_sustained=(last := self._last_sustained()),
+            is_saturated=last is None or last < 0.999 * most * CURVE_SHARES[-1],
             slo=self.setup.slo,
             percentile=self.spec.percentile,
         )
@@ -145,7 +153,7 @@ class Sweep:
         return msgspec.structs.replace(self.setup.load, mode="open", rate=rate)
 
     def _search(self, most: float) -> tuple[float | None, float | None]:
-        """Halve down from the saturated rate until one rate is met, then bisect. unit: requests/s"""
+        """Halve down from the saturated rate until one rate is met, then bisect. unit: sessions/s"""
         met: float | None = None
         missed: float | None = None
         rate = most * 0.8
@@ -175,6 +183,8 @@ class Sweep:
         if watch:
             num = max(self.spec.max_requests, math.ceil(1.5 * load.rate * self.spec.min_duration))
         workload = msgspec.structs.replace(self.setup.workload, num_requests=num, block=self.num_runs)
+        if purpose == "saturation":
+            workload = msgspec.structs.replace(workload, think_time=0.0)  # pauses between turns leave a server idle
         setup = msgspec.structs.replace(self.setup, workload=workload, load=load)
         self.num_runs += 1
         title = purpose if load.mode == "closed" else f"{purpose} {load.rate:.3g}/s"
@@ -200,8 +210,10 @@ class Sweep:
     def _point(self, purpose: str, load: LoadSpec, outcome: Outcome, watch: SloWatch | None) -> RatePoint:
         slo = self.setup.slo
         relevant = [record for record in outcome.records if counts_for_latency(record)]
+        num_sessions = len({record.session for record in outcome.records})
         return RatePoint(
-            rate=load.rate if load.mode == "open" else outcome.summary.requests_per_s.value or 0.0,
+            rate=load.rate if load.mode == "open" else sessions_per_s(outcome, num_sessions),
+            num_sessions=num_sessions,
             purpose=purpose,
             num_requests=len(outcome.records),
             num_over=sum(not meets(record, slo) for record in relevant) if slo else 0,
@@ -212,10 +224,17 @@ class Sweep:
 
     def _last_sustained(self) -> float | None:
         """The highest rate of the curve whose requests were completed as fast as they came."""
-        kept = [
-            point.rate
-            for point in self.points
-            if point.purpose == "curve"
-            and (point.summary.requests_per_s.value or 0.0) >= KEEPS_UP * point.summary.offered_requests_per_s
-        ]
-        return max(kept, default=None)
+        return max((p.rate for p in self.points if p.purpose == "curve" and _keeps_up(p.summary)), default=None)
+
+
+def _keeps_up(summary: Summary) -> bool:
+    """What the client itself gave up was not asked of the server to its end."""
+    given_up = sum(summary.outcomes.get(name, 0) for name in ("cancelled", "superseded"))
+    offered = summary.offered_requests_per_s * (1 - given_up / summary.num_requests)
+    return (summary.requests_per_s.value or 0.0) >= KEEPS_UP * offered
+
+
+def sessions_per_s(outcome: Outcome, num_sessions: int) -> float:
+    """Of a closed loop: its requests/s, divided by the finished requests of a session."""
+    rate = outcome.summary.requests_per_s.value or outcome.summary.offered_requests_per_s
+    return rate * num_sessions / max(1, outcome.summary.outcomes.get("ok", 0))

@@ -89,7 +89,9 @@ class RemoteCounter:
 
 
 def resolve(record: Record, tokenizer: LocalTokenizer | None = None) -> Record:
-    """Fills the record's token counts: per chunk, in total and re-tokenised."""
+    """Fills the record's token counts: per chunk, in total and re-tokenised. Once: a second time changes nothing."""
+    if record.counted_tokens is not None:
+        return record
     if tokenizer is not None and record.text:
         record.retokenized_tokens = tokenizer.count(record.text)
     counts = [chunk.num_tokens for chunk in record.chunks]
@@ -102,6 +104,8 @@ def resolve(record: Record, tokenizer: LocalTokenizer | None = None) -> Record:
         record.count_source, counts = "tokenizer", count_by_text(record, tokenizer)
     elif total is not None:
         record.count_source, counts = _spread_total(record.chunks, total)
+    elif record.is_whole:
+        record.count_source, counts = "none", [0] * len(counts)  # one body says nothing of its tokens
     else:
         record.count_source, counts = "chunks", [int(chunk.num_chars > 0) for chunk in record.chunks]
     record.chunks = [Chunk(c.at, n, c.num_chars) for c, n in zip(record.chunks, counts, strict=True)]
