@@ -89,7 +89,9 @@ class ServerConfig:
     port: int = option(8000, "TCP port; 0 takes a free one", minimum=0, maximum=65535)
     api_key: str | None = option(None, "key that clients must send; prefer the environment variable")
     insecure: bool = option(False, "allow a public address without a key")
-    num_front_ends: int = option(1, "HTTP processes", unit="processes", minimum=1, maximum=256)
+    num_front_ends: int | None = option(
+        None, "HTTP processes; default: 1, from 8 cores on 4", unit="processes", minimum=1, maximum=256
+    )
     served_model_name: tuple[str, ...] = option((), "name(s) under which the model is served; the first is shown")
     unknown_model: str = option("serve", "what to do with other model names", choices=("serve", "refuse"))
     max_body_bytes: int = option(8 << 20, "largest request body", unit="bytes", minimum=1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def resolve_batch_size(config: EngineConfig, device: str) -> BatchSize:
     default = BATCH_SIZES[device]
     num_tokens = config.max_num_batched_tokens or max(default.max_num_batched_tokens, config.max_num_seqs or 0)
     return BatchSize(config.max_num_seqs or min(default.max_num_seqs, num_tokens), num_tokens)
+
+
+def default_num_front_ends() -> int:
+    """One feeds some hundred streams; where there are cores, a thousand may come."""
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 4 if num_cores >= 8 else 1
 
 
 def free_bytes(device: str, gpu_memory_utilization: float) -> int:

@@ -20,7 +20,7 @@ import uvloop
 from tabstop import logs, pipes
 from tabstop.checkpoint import open_checkpoint
 from tabstop.config import EngineConfig, ServerConfig
-from tabstop.engine import wire
+from tabstop.engine import garbage, wire
 from tabstop.engine.process_client import ProcessClient
 from tabstop.errors import StartupError
 
@@ -52,9 +52,12 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
     service = make_service(checkpoint, [client], start.server, tokenizer=tokenizer, fim=config.fim)
     stop = asyncio.Event()
     listening = socket.socket(fileno=start.socket)
-    serving = asyncio.create_task(
-        run_front_end(service, start.server, listening, stop, on_ready=lambda: upward.tell(pipes.READY))
-    )
+
+    def on_ready() -> None:
+        garbage.settle()
+        upward.tell(pipes.READY)
+
+    serving = asyncio.create_task(run_front_end(service, start.server, listening, stop, on_ready))
     orders = asyncio.create_task(follow_orders(client, stop))
     await asyncio.wait([serving, orders], return_when=asyncio.FIRST_COMPLETED)
     if serving.done():

@@ -32,6 +32,7 @@ from tabstop import logs, pipes
 from tabstop.checkpoint import open_checkpoint
 from tabstop.children import Child
 from tabstop.config import EngineConfig, ServerConfig
+from tabstop.device import default_num_front_ends
 from tabstop.engine import wire
 from tabstop.engine.process import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED, EngineStart
 from tabstop.engine.process_client import ProcessClient
@@ -105,6 +106,7 @@ class Supervisor:
         """`core`: see EngineStart."""
         self.engine = engine
         self.server = server
+        self._num_front_ends = server.num_front_ends or default_num_front_ends()
         self.core = core
         self.log = logs.LogSettings(server.log_level, server.log_format)
         self.view = StartupView(plain=server.log_format == "json")
@@ -137,7 +139,7 @@ class Supervisor:
     async def _supervise(self, folder: str, listening: socket.socket, client: ProcessClient) -> int:
         watchers = [
             self._keep_engine(folder, client),
-            *(self._keep_front_end(folder, listening, client) for _ in range(self.server.num_front_ends)),
+            *(self._keep_front_end(folder, listening, client) for _ in range(self._num_front_ends)),
             self._announce(listening, client),
         ]
         tasks = [asyncio.create_task(watcher) for watcher in watchers]
@@ -257,7 +259,7 @@ class Supervisor:
             if event.name == pipes.READY:
                 was_ready = True
                 self._num_ready += 1
-                if self._num_ready == self.server.num_front_ends:
+                if self._num_ready == self._num_front_ends:
                     self._all_ready.set()
             elif event.name == pipes.STARTUP_ERROR:
                 self._decide(Ending(EXIT_CANNOT_START, event.message))

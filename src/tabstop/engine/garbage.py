@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-YOUNG_OBJECTS = 200_000
+YOUNG_OBJECTS = 50_000
 """Net allocations between two collections. A step of a thousand rows makes some thousand objects and drops them again
 without help; at the default threshold of 700 every twentieth step was a full collection, of 90 ms on one machine."""
 

@@ -20,10 +20,10 @@ from tabstop.worker.batch import Buffer, Drawing, Numbers, Shape, SlotState, Ste
 DECODING = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 896, 1024)
 """Numbers of rows of one token each; up to a sixth of a step's rows may be padding."""
 
-MIXED = (16, 32, 64, 128, 192, 256, 288, 320, 384, 512, 768, 1024, 1536, 2048)
+MIXED = (16, 32, 64, 128, 192, 256, 288, 320, 384, 512, 576, 640, 768, 896, 1024, 1536, 2048)
 """Numbers of tokens of steps that have prompts: denser where matrices are bound by reading them."""
 
-MIXED_ROWS = (64, 128, 256, 512, 768, 1024)
+MIXED_ROWS = (64, 256, 512, 768, 1024)
 """Numbers of rows of such steps: padding costs a program that ends at once, and a row of logits."""
 
 LONG = 1 << 20
