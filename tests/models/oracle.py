@@ -14,9 +14,9 @@ from tabstop.models import Model
 from tabstop.models.loader import load_model
 
 
-def load(path: Path | str, **options: Any) -> Model:
-    """Our model of a folder or file, on the CPU in float32."""
-    return load_model(open_checkpoint(str(path)), EngineConfig(**options), torch.device("cpu"), torch.float32, None)
+def load(path: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32, **options: Any) -> Model:
+    """Our model of a folder or file; on the CPU in float32 if nothing else is said."""
+    return load_model(open_checkpoint(str(path)), EngineConfig(**options), torch.device(device), dtype, None)
 
 
 def oracle_logits(folder: Path, prompts: list[list[int]], **options: Any) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ BLOCK_SIZE = 4
 
 
 def make_batch(
-    tables: Sequence[Sequence[int]], starts: Sequence[int], lens: Sequence[int], block_size: int
+    tables: Sequence[Sequence[int]], starts: Sequence[int], lens: Sequence[int], block_size: int, device: Any = "cpu"
 ) -> AttentionBatch:
     """The attention's view of rows with `lens` new tokens at positions from `starts` on."""
     ends = [start + length for start, length in zip(starts, lens, strict=True)]
@@ -28,10 +29,10 @@ def make_batch(
     return AttentionBatch(
         query_lens=list(lens),
         context_lens=ends,
-        query_starts=torch.tensor([sum(lens[:row]) for row in range(len(lens) + 1)], dtype=torch.int32),
-        contexts=torch.tensor(ends, dtype=torch.int32),
-        block_tables=torch.tensor(padded, dtype=torch.int32),
-        kv_slots=torch.tensor(slots),
+        query_starts=torch.tensor([sum(lens[:row]) for row in range(len(lens) + 1)], dtype=torch.int32, device=device),
+        contexts=torch.tensor(ends, dtype=torch.int32, device=device),
+        block_tables=torch.tensor(padded, dtype=torch.int32, device=device),
+        kv_slots=torch.tensor(slots, device=device),
     )
 
 
@@ -39,23 +40,29 @@ class PagedRunner:
     """One model, its KV pool, and sequences that grow by any number of tokens a step."""
 
     def __init__(
-        self, model: Model, num_blocks: int = 256, seed: int = 0, backend: type[AttentionBackend] | None = None
+        self,
+        model: Model,
+        num_blocks: int = 256,
+        backend: type[AttentionBackend] | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model = model
+        self.device = torch.device(device)
         spec = model.cache_specs[0]
         need = Need(
             num_heads=model.num_heads,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
-            dtype=torch.float32,
-            kv_dtype=torch.float32,
-            device=torch.device("cpu"),
+            dtype=dtype,
+            kv_dtype=dtype,
+            device=self.device,
             block_size=BLOCK_SIZE,
         )
         self.attention = make_backend(need) if backend is None else backend(need)
         self.kv = [self.attention.allocate(spec, num_blocks) for spec in model.cache_specs]
         self.free = list(range(num_blocks))
-        random.Random(seed).shuffle(self.free)
+        random.Random(0).shuffle(self.free)
         self.tables: dict[int, list[int]] = {}
         self.lens: dict[int, int] = {}
 
@@ -68,12 +75,12 @@ class PagedRunner:
             while len(table) * BLOCK_SIZE < self.lens[sequence]:
                 table.append(self.free.pop())
         lens = [len(ids) for ids in rows.values()]
-        batch = make_batch([self.tables[sequence] for sequence in rows], starts, lens, BLOCK_SIZE)
+        batch = make_batch([self.tables[sequence] for sequence in rows], starts, lens, BLOCK_SIZE, self.device)
         positions = [start + offset for start, length in zip(starts, lens, strict=True) for offset in range(length)]
-        ids = torch.tensor([token for row in rows.values() for token in row])
+        ids = torch.tensor([token for row in rows.values() for token in row], device=self.device)
         context = StepContext(self.attention, self.attention.plan(batch), self.kv)
         with torch.inference_mode():
-            hidden = self.model.forward(ids, torch.tensor(positions), context)
+            hidden = self.model.forward(ids, torch.tensor(positions, device=self.device), context)
             logits = self.model.logits(hidden)
         return dict(zip(rows, logits.split(lens), strict=True))
 
