@@ -96,7 +96,7 @@ def parse(option: str) -> tuple[str, Any]:
 
 def with_defaults(given: list[str]) -> dict[str, Any]:
     """The engine's options of these measurements, overridden by --option name=value."""
-    options = {"max_model_len": 4096, "max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_num_waiting": 100_000}
+    options = {"max_model_len": 4096, "max_num_waiting": 100_000}
     return options | dict(parse(option) for option in given)
 
 
