@@ -58,11 +58,13 @@ def test_free_memory_here() -> None:
     [
         ("cpu", {}, (64, 512)),
         ("cuda", {}, (1024, 2048)),
+        ("small cuda", {}, (256, 2048)),
         ("cpu", {"max_num_seqs": 600}, (600, 600)),
         ("cuda", {"max_num_batched_tokens": 256}, (256, 256)),
         ("cuda", {"max_num_batched_tokens": 300, "max_num_seqs": 7}, (7, 300)),
     ],
 )
 def test_a_step_is_as_large_as_the_device_likes(device, options, expected):
-    size = resolve_batch_size(EngineConfig(**options), device)
+    memory = (24 if device.startswith("small") else 80) << 30
+    size = resolve_batch_size(EngineConfig(**options), device.removeprefix("small "), memory)
     assert (size.max_num_seqs, size.max_num_batched_tokens) == expected

@@ -55,7 +55,7 @@ class EngineConfig:
         0.9, "share of the device's memory to use", unit="0..1", minimum=0.001, maximum=1
     )
     max_num_seqs: int | None = option(
-        None, "samples that run at once; default: 64 on the CPU, 1024 on a GPU", unit="sequences", minimum=1
+        None, "samples that run at once; default: 64 on the CPU, 256 or 1024 on a GPU", unit="sequences", minimum=1
     )
     max_num_batched_tokens: int | None = option(
         None, "token budget of one step; default: 512 on the CPU, 2048 on a GPU", unit="tokens", minimum=1

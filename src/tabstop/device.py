@@ -43,13 +43,23 @@ class BatchSize:
     max_num_batched_tokens: int
 
 
-BATCH_SIZES = {"cpu": BatchSize(64, 512), "cuda": BatchSize(1024, 2048)}
+CPU_BATCH, GPU_BATCH, SMALL_GPU_BATCH = BatchSize(64, 512), BatchSize(1024, 2048), BatchSize(256, 2048)
 """What a device takes when nothing else is said."""
 
+SMALL_GPU_BYTES = 64 << 30
+"""Below it, logits of a thousand rows (0.6 GB for 150,000 tokens) would take memory that sequences need more."""
 
-def resolve_batch_size(config: EngineConfig, device: str) -> BatchSize:
+
+def default_batch_size(device: str, memory_bytes: int) -> BatchSize:
+    """memory_bytes: all that the device has."""
+    if device == "cpu":
+        return CPU_BATCH
+    return GPU_BATCH if memory_bytes >= SMALL_GPU_BYTES else SMALL_GPU_BATCH
+
+
+def resolve_batch_size(config: EngineConfig, device: str, memory_bytes: int) -> BatchSize:
     """What is left out follows the device, and what is given: every sample must get a token a step."""
-    default = BATCH_SIZES[device]
+    default = default_batch_size(device, memory_bytes)
     num_tokens = config.max_num_batched_tokens or max(default.max_num_batched_tokens, config.max_num_seqs or 0)
     return BatchSize(config.max_num_seqs or min(default.max_num_seqs, num_tokens), num_tokens)
 
@@ -58,6 +68,15 @@ def default_num_front_ends() -> int:
     """One feeds some hundred streams; where there are cores, a thousand may come."""
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 4 if num_cores >= 8 else 1
+
+
+def total_bytes(device: str) -> int:
+    """All memory of 'cpu' or 'cuda', used or not."""
+    if device == "cpu":
+        return int(psutil.virtual_memory().total)
+    import torch
+
+    return int(torch.cuda.mem_get_info()[1])
 
 
 def free_bytes(device: str, gpu_memory_utilization: float) -> int:

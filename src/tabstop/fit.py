@@ -19,7 +19,7 @@ from tabstop.cache.sizing import (
 )
 from tabstop.checkpoint import Checkpoint, open_checkpoint
 from tabstop.config import EngineConfig
-from tabstop.device import free_bytes, resolve_batch_size, resolve_device, resolve_dtype
+from tabstop.device import free_bytes, resolve_batch_size, resolve_device, resolve_dtype, total_bytes
 from tabstop.errors import MemoryShortageError
 from tabstop.text.fim_detection import choose
 from tabstop.text.tokenizer import load_tokenizer
@@ -79,7 +79,7 @@ def fit(checkpoint: Checkpoint, config: EngineConfig) -> FitReport:
     kv_dtype = dtype if config.kv_dtype == "auto" else config.kv_dtype
     weight_bytes, free = plan.num_values * DTYPE_BYTES[dtype], free_bytes(device, config.gpu_memory_utilization)
     max_model_len = choose_max_model_len(config, plan.config.max_position_embeddings)
-    batch = resolve_batch_size(config, device)
+    batch = resolve_batch_size(config, device, total_bytes(device))
     demand = Demand(kv_bytes_per_token(plan.model.cache_specs, kv_dtype), max_model_len, batch.max_num_seqs)
     num_blocks = max(0, pool_blocks(config, demand, free - weight_bytes, device))
     longest = min(max_model_len, num_blocks * config.block_size)
