@@ -12,6 +12,7 @@ import os
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tabstop.errors import ConfigError
@@ -183,3 +184,9 @@ def from_environment(cls: type[Config], environment: Mapping[str, str] = os.envi
             except ValueError as error:
                 raise ConfigError(f"{variable} is {environment[variable]!r}; it must be {error}") from None
     return cls(**values | {name: value for name, value in given.items() if value is not None})
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where this user keeps what can be made again (XDG_CACHE_HOME, else ~/.cache)."""
+    base = environment.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tabstop"

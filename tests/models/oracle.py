@@ -15,8 +15,9 @@ from tabstop.models.loader import load_model
 
 
 def load(path: Path | str, **options: Any) -> Model:
-    """Our model of a folder or file, on the CPU in float32."""
-    return load_model(open_checkpoint(str(path)), EngineConfig(**options), torch.device("cpu"), torch.float32, None)
+    """Our model of a folder or file, on the CPU in float32; with dtype="auto" as a CPU is served."""
+    config = EngineConfig(**{"dtype": "float32", **options})
+    return load_model(open_checkpoint(str(path)), config, torch.device("cpu"), torch.float32, None)
 
 
 def oracle_logits(folder: Path, prompts: list[list[int]], **options: Any) -> list[torch.Tensor]:
