@@ -3,8 +3,8 @@
     python benchmarks/cpu_sides.py ours|torch|float32 FILE     one of our engines, in process, without HTTP
     python benchmarks/cpu_sides.py peer FILE                    llama.cpp through llama-cpp-python's C functions
 
-Reads one JSON command a line and answers with one JSON line. Commands: prompt, decode and par are timed; logits writes
-the next-token logits of every position of a text, float32 [tokens, vocabulary], to a file.
+Reads one JSON command a line and answers with one JSON line. Commands: generate is timed; logits writes the next-token
+logits of every position of a text, float32 [tokens, vocabulary], to a file; where says where a decode step's time goes.
 """
 
 from __future__ import annotations
@@ -63,6 +63,38 @@ class Ours:
         assert num_tokens == len(prompts) * num_new
         return first, time.perf_counter() - start
 
+    def where(self, ids: list[int], num_new: int) -> dict[str, float]:
+        """Milliseconds of a decode step by what they go to, means over `num_new` steps. Only for steps in one call."""
+        import ctypes
+        from collections import defaultdict
+
+        from tabstop.types import Limits, Sampling, Submit, pack_ids
+
+        worker, spent = self.core.workers.worker, defaultdict(float)  # type: ignore[attr-defined]
+        operations = worker.model.program.operations
+        limits = Limits(num_new, stop_sets=())
+        self.core.add(Submit((0, -1), pack_ids(ids), Sampling(temperature=0.0), limits), 0.0)
+        for owner, name in ((worker.model, "logits"), (worker, "sample"), (worker.model.program, "run")):
+            _timed(owner, name, spent)
+        pending, num_tokens, start = None, 0, 0.0
+        while self.core.has_work() or pending:
+            pending, deltas = self.core.step(pending, 0.0)
+            num_tokens += sum(len(delta.token_ids) for delta in deltas)
+            if num_tokens and not start:
+                worker.model.seconds = (ctypes.c_double * len(operations))()
+                spent.clear()
+                start = time.perf_counter()
+        whole = time.perf_counter() - start
+        names = {0: "norms", 2: "rotation and KV write", 3: "attention", 4: "rounding"}
+        found: dict[str, float] = defaultdict(float)
+        for operation, seconds in zip(operations, worker.model.seconds, strict=True):
+            shape = operation.matrix.contents if operation.kind == 1 else None
+            found[names.get(operation.kind) or f"{shape.rows} x {shape.columns}"] += seconds  # type: ignore[union-attr]
+        found |= {"head": spent["logits"], "sampling": spent["sample"]}
+        found["Python and the rest"] = whole - spent["logits"] - spent["sample"] - spent["run"]
+        worker.model.seconds = None
+        return {name: 1000 * seconds / (num_new - 1) for name, seconds in [*found.items(), ("whole step", whole)]}
+
     def logits(self, ids: list[int]) -> np.ndarray:
         import torch
 
@@ -84,6 +116,20 @@ class Ours:
             hidden = worker.model.forward(torch.tensor(ids), torch.arange(count), context)
             result: np.ndarray = worker.model.logits(hidden).float().numpy()
         return result
+
+
+def _timed(owner: Any, name: str, spent: dict[str, float]) -> None:
+    """Adds up the seconds of a method from now on."""
+    function = getattr(owner, name)
+
+    def timed(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments)
+        finally:
+            spent[name] += time.perf_counter() - start
+
+    setattr(owner, name, timed)
 
 
 class Peer:
@@ -171,7 +217,10 @@ def main() -> None:
     )  # type: ignore[attr-defined]
     for line in sys.stdin:
         command = json.loads(line)
-        if command["do"] == "logits":
+        if command["do"] == "where":
+            assert isinstance(side, Ours)
+            answer: dict[str, Any] = side.where(command["ids"], command["num_new"])
+        elif command["do"] == "logits":
             np.save(command["file"], side.logits(command["ids"]).astype(np.float32))
             answer = {}
         else:

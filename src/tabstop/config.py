@@ -41,7 +41,11 @@ class EngineConfig:
     fim: str = option("auto", "fill-in-the-middle family; 'auto' finds it in the vocabulary, 'off' uses none")
     load_format: str = option("auto", "where weights come from", choices=("auto", "safetensors", "gguf", "dummy"))
     device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda"))
-    dtype: str = option("auto", "compute type", choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = option(
+        "auto",
+        "compute type; on a CPU 'auto' keeps weights as small integers, any other decodes them",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
     kv_dtype: str = option("auto", "KV cache type", choices=("auto", "float32", "bfloat16", "float16"))
     attention: str = option("auto", "attention backend; 'auto' takes the first that does not decline")
     max_model_len: int | None = option(
