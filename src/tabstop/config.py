@@ -59,8 +59,12 @@ class EngineConfig:
     gpu_memory_utilization: float = option(
         0.9, "share of the device's memory to use", unit="0..1", minimum=0.001, maximum=1
     )
-    max_num_seqs: int = option(64, "samples that run at once", unit="sequences", minimum=1)
-    max_num_batched_tokens: int = option(512, "token budget of one step", unit="tokens", minimum=1)
+    max_num_seqs: int | None = option(
+        None, "samples that run at once; default: 64 on the CPU, 1024 on a GPU", unit="sequences", minimum=1
+    )
+    max_num_batched_tokens: int | None = option(
+        None, "token budget of one step; default: 512 on the CPU, 2048 on a GPU", unit="tokens", minimum=1
+    )
     max_num_waiting: int = option(1024, "requests that may wait; more are refused", unit="requests", minimum=1)
     prefix_cache: bool = option(True, "reuse KV blocks of common prompt starts")
     overlap: str = option(
@@ -74,7 +78,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        if self.max_num_batched_tokens and self.max_num_seqs and self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"--max-num-batched-tokens ({self.max_num_batched_tokens}) is below --max-num-seqs "
                 f"({self.max_num_seqs}): "

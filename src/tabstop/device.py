@@ -1,11 +1,13 @@
-"""The machine we are on: which device, which compute type, how much memory is free. Chooses, but allocates nothing."""
+"""The machine we are on: which device, compute type and size of a step, how much memory is free. Allocates nothing."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from tabstop.config import EngineConfig
 from tabstop.errors import ConfigError
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -30,6 +32,25 @@ def resolve_dtype(option: str, checkpoint_dtype: str | None, device: str) -> str
     if device == "cpu":
         return "float32"
     return "bfloat16" if checkpoint_dtype in (None, "float32") else checkpoint_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """How much a step may hold."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+BATCH_SIZES = {"cpu": BatchSize(64, 512), "cuda": BatchSize(1024, 2048)}
+"""What a device takes when nothing else is said."""
+
+
+def resolve_batch_size(config: EngineConfig, device: str) -> BatchSize:
+    """What is left out follows the device, and what is given: every sample must get a token a step."""
+    default = BATCH_SIZES[device]
+    num_tokens = config.max_num_batched_tokens or max(default.max_num_batched_tokens, config.max_num_seqs or 0)
+    return BatchSize(config.max_num_seqs or min(default.max_num_seqs, num_tokens), num_tokens)
 
 
 def free_bytes(device: str, gpu_memory_utilization: float) -> int:

@@ -19,7 +19,7 @@ from tabstop.cache.sizing import (
 )
 from tabstop.checkpoint import Checkpoint, open_checkpoint
 from tabstop.config import EngineConfig
-from tabstop.device import free_bytes, resolve_device, resolve_dtype
+from tabstop.device import free_bytes, resolve_batch_size, resolve_device, resolve_dtype
 from tabstop.errors import MemoryShortageError
 from tabstop.quant import CPU_SCHEMES
 from tabstop.text.fim_detection import choose
@@ -49,6 +49,7 @@ class FitReport:
     num_longest: int  # requests of longest_context at once
     num_common: int  # requests of COMMON_LENGTH at once
     max_num_seqs: int
+    max_num_batched_tokens: int
     problem: str | None
     fim: str | None = None  # the family in whose layout holes are filled
 
@@ -79,7 +80,8 @@ def fit(checkpoint: Checkpoint, config: EngineConfig) -> FitReport:
     kv_dtype = choose_kv_dtype(config, dtype, plan.scheme.name)
     weight_bytes, free = plan.weight_bytes(DTYPE_BYTES[dtype]), free_bytes(device, config.gpu_memory_utilization)
     max_model_len = choose_max_model_len(config, plan.config.max_position_embeddings)
-    demand = Demand(kv_bytes_per_token(plan.model.cache_specs, kv_dtype), max_model_len)
+    batch = resolve_batch_size(config, device)
+    demand = Demand(kv_bytes_per_token(plan.model.cache_specs, kv_dtype), max_model_len, batch.max_num_seqs)
     num_blocks = max(0, pool_blocks(config, demand, free - weight_bytes, device))
     longest = min(max_model_len, num_blocks * config.block_size)
     return FitReport(
@@ -98,7 +100,8 @@ def fit(checkpoint: Checkpoint, config: EngineConfig) -> FitReport:
         longest_context=longest,
         num_longest=_num_requests(num_blocks, longest, config.block_size),
         num_common=_num_requests(num_blocks, min(COMMON_LENGTH, max_model_len), config.block_size),
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=batch.max_num_seqs,
+        max_num_batched_tokens=batch.max_num_batched_tokens,
         problem=_problem(config, demand, weight_bytes, num_blocks, free),
         fim=_fim(checkpoint, config),
     )

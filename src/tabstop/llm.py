@@ -58,7 +58,7 @@ class LLM:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
         self._thread.start()
-        self._num_at_once = 2 * config.max_num_seqs  # keeps the batch full and memory flat
+        self._num_at_once = 2 * self._client.info.max_num_seqs  # keeps the batch full and memory flat
 
     def generate(
         self,

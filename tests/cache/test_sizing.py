@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tabstop.cache import CacheKind, CacheSpec
@@ -18,7 +20,7 @@ from tabstop.cache.sizing import (
 from tabstop.config import EngineConfig
 from tabstop.errors import ConfigError, MemoryShortageError
 
-SMOLLM2 = Demand(bytes_per_token=30 * 2 * 3 * 64 * 4, max_model_len=8192)  # 46,080 bytes in float32
+SMOLLM2 = Demand(bytes_per_token=30 * 2 * 3 * 64 * 4, max_model_len=8192, max_num_seqs=64)  # 46,080 bytes in float32
 
 
 def test_bytes_of_a_token_are_keys_and_values_of_all_layers() -> None:
@@ -42,11 +44,12 @@ def test_the_user_s_numbers_decide() -> None:
     ],
 )
 def test_a_cpu_leaves_memory_to_others(free: int, max_num_seqs: int, expected: int) -> None:
-    assert pool_blocks(EngineConfig(max_num_seqs=max_num_seqs), SMOLLM2, free, "cpu") == expected
+    demand = replace(SMOLLM2, max_num_seqs=max_num_seqs)
+    assert pool_blocks(EngineConfig(), demand, free, "cpu") == expected
 
 
 def test_a_longest_request_above_the_cap_is_still_served_when_memory_allows() -> None:
-    large = Demand(bytes_per_token=1 << 20, max_model_len=16_384)  # 16 GiB for one request
+    large = Demand(bytes_per_token=1 << 20, max_model_len=16_384, max_num_seqs=64)  # 16 GiB for one request
     assert size_pool(EngineConfig(), large, 100 * GIB, "cpu") == 1024
     with pytest.raises(MemoryShortageError, match=r"one request of 16384 tokens needs 16\.00 GiB"):
         size_pool(EngineConfig(), large, 30 * GIB, "cpu")

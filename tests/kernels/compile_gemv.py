@@ -19,11 +19,11 @@ from tabstop.kernels import gemv
 def compiled(num_rows: int, size: int, columns: int, launch: gemv.Launch, gated: bool) -> dict[str, object]:
     names = ("x", "matrix", "bias", "result")
     constants = {"NUM_ROWS": num_rows, "SIZE": size, "COLUMNS": columns, "ROWS": launch.rows, "BLOCK": launch.block}
-    constants |= {"ADDS": True, "GATED": gated, "EARLY": launch.early}
+    constants |= {"ADDS": True, "GATED": gated, "EARLY": True}
     signature = dict.fromkeys(names, "*bf16") | dict.fromkeys(constants, "constexpr")
     attributes = {(index,): [["tt.divisibility", 16]] for index in range(len(names))}
     source = ASTSource(gemv._kernel, signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": launch.warps, "num_stages": 1, "launch_pdl": launch.early}
+    options = {"num_warps": launch.warps, "num_stages": 1, "launch_pdl": True}
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
     order = re.findall(r"ld\.global\.\S+|griddepcontrol\.\w+", ptx)
     return {"local": ".local" in ptx, "order": order}
@@ -32,5 +32,4 @@ def compiled(num_rows: int, size: int, columns: int, launch: gemv.Launch, gated:
 if __name__ == "__main__":
     for num_rows, gated in ((1, False), (1, True), (4, False)):
         plan = gemv.plan_gemv(num_rows, 2048, gated)
-        early = gemv.Launch(plan.rows, plan.block, plan.warps, early=True)
-        print(json.dumps(compiled(num_rows, 5504, 2048, early, gated)))
+        print(json.dumps(compiled(num_rows, 5504, 2048, plan, gated)))

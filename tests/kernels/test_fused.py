@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tabstop.kernels import activation, copy_blocks, norm, rope_store
+from tabstop.kernels import activation, copy_blocks, feed, norm, rope_store
 from tests.kernels.rows import DEVICE, TOLERANCE
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -89,3 +89,11 @@ def test_copies_of_blocks_in_all_layers(dtype: torch.dtype) -> None:
     copy_blocks.copy_blocks_triton(layers[0], addresses, torch.tensor(copies, dtype=torch.int32, device=DEVICE))
     assert all(torch.equal(a, b) for a, b in zip(layers, expected, strict=True))
     assert torch.equal(expected[0][2, :, :, :3], layers[0][0, :, :, :3])
+
+
+@pytest.mark.parametrize("num_ids", [1, 7, 1500])
+def test_ids_that_only_slots_know(num_ids: int) -> None:
+    last_ids = torch.arange(100, 109, device=DEVICE)
+    ids = (torch.arange(num_ids, device=DEVICE) * 7 % 23) - 9  # -9 to 13
+    assert torch.equal(feed.known_ids_triton(ids, last_ids), feed.known_ids_torch(ids, last_ids))
+    assert feed.known_ids_torch(torch.tensor([-1, 5, -9]), last_ids.cpu()).tolist() == [100, 5, 108]

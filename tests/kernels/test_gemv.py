@@ -66,6 +66,13 @@ def test_gated_product(dtype: torch.dtype, num_rows: int, rows: int, columns: in
     close(gemv.gated_gemv_triton(x, matrix, bias), gemv.gated_gemv_torch(x, matrix, bias))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_are_not_rounded(dtype: torch.dtype) -> None:
+    x, matrix, _ = inputs(1, 9, 700, dtype)
+    logits = gemv.wide_gemv_triton(x, matrix)
+    torch.testing.assert_close(logits, x.float() @ matrix.float().T, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("launch", [gemv.Launch(2, 512, 1), gemv.Launch(16, 256, 4), gemv.Launch(8, 128, 8)])
 def test_every_launch_gives_the_product(launch: gemv.Launch) -> None:
     x, matrix, bias = inputs(2, 22, 700, torch.float16)

@@ -38,7 +38,7 @@ def random_plan(rng: np.random.Generator, block_size: int) -> tuple[StepPlan, li
 def test_batch_equals_the_plain_loop(block_size, padding):
     rng = np.random.default_rng(block_size)
     state = SlotState(8, 40, block_size, SCRATCH, CPU)
-    state.last_ids += torch.arange(100, 108)
+    state.last_ids += torch.arange(100, 109)
     plan, expected = random_plan(rng, block_size)
     state.apply_tables(plan)
     exact = state.exact_shape(plan)
@@ -48,7 +48,7 @@ def test_batch_equals_the_plain_loop(block_size, padding):
         view[:] = 77  # whatever the last step left
     inputs, drawing = state.fill(plan, buffer)
     batch, num_tokens, num_rows = inputs.attention, len(expected), len(plan.rows)
-    actual = zip(inputs.ids.tolist(), inputs.positions.tolist(), batch.kv_slots.tolist(), strict=True)
+    actual = zip(state.known_ids(inputs).tolist(), inputs.positions.tolist(), batch.kv_slots.tolist(), strict=True)
     assert list(actual) == expected + [(0, 0, SCRATCH * block_size)] * padding
     lens = [len(row.token_ids) for row in plan.rows]
     contexts = [row.start + len(row.token_ids) for row in plan.rows]
@@ -57,6 +57,7 @@ def test_batch_equals_the_plain_loop(block_size, padding):
     assert batch.contexts.tolist() == contexts + [0] * padding
     assert inputs.last_tokens[:num_rows].tolist() == [sum(lens[: index + 1]) - 1 for index in range(num_rows)]
     drawn = [index for index, row in enumerate(plan.rows) if row.sample]
+    assert inputs.slots.tolist() == [row.slot for row in plan.rows] + [state.no_slot] * padding
     assert drawing.rows.tolist() == drawn
     assert drawing.slots.tolist() == [plan.rows[index].slot for index in drawn]
     assert drawing.positions.tolist() == [contexts[index] for index in drawn]
@@ -72,7 +73,23 @@ def test_remembered_tokens_are_fed_as_pending():
     _, drawing = fill(state, StepPlan(1, tables=[TableUpdate(2, 0, [1])], rows=[Row(2, 0, [5, 6], True)]))
     state.remember(drawing, torch.tensor([42]))
     inputs, _ = fill(state, StepPlan(2, rows=[Row(2, 2, [PENDING], True)]))
-    assert inputs.ids.tolist() == [42] and inputs.positions.tolist() == [2]
+    assert state.known_ids(inputs).tolist() == [42] and inputs.positions.tolist() == [2]
+
+
+def test_numbers_of_draws_travel_with_the_rows():
+    state = SlotState(4, 4, 4, SCRATCH, CPU)
+    plan = StepPlan(1, tables=[TableUpdate(2, 0, [1])], rows=[Row(2, 3, [5], True), Row(0, 0, [5], True)])
+    state.apply_tables(plan)
+    buffer = Buffer(Shape(3, 3, 1), CPU)
+    inputs, _ = state.fill(plan, buffer, lambda slots, positions: (slots / 4, positions / 8))
+    assert inputs.temperature[:2].tolist() == [0.5, 0.0] and inputs.uniform[:2].tolist() == [0.5, 0.125]
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 8, 33])
+def test_every_view_is_aligned(num_rows):
+    buffer = Buffer(Shape(num_rows + 2, num_rows, 3), CPU)
+    base = buffer.device["ids"].data_ptr()
+    assert all((view.data_ptr() - base) % 16 == 0 for view in buffer.device.values())
 
 
 def test_masks_land_on_their_rows():

@@ -26,6 +26,7 @@ class Demand:
 
     bytes_per_token: int  # of all layers
     max_model_len: int
+    max_num_seqs: int
 
     def blocks_of(self, num_tokens: int, block_size: int) -> int:
         """Blocks that one sequence of `num_tokens` takes."""
@@ -73,7 +74,7 @@ def pool_blocks(config: EngineConfig, demand: Demand, free_bytes: int, device: s
         return max(0, free_bytes) // block_bytes
     longest = demand.blocks_of(demand.max_model_len, config.block_size)
     cap_bytes = max(CPU_CAP_BYTES, longest * block_bytes)
-    return min(config.max_num_seqs * longest, int(min(CPU_SHARE * max(0, free_bytes), cap_bytes)) // block_bytes)
+    return min(demand.max_num_seqs * longest, int(min(CPU_SHARE * max(0, free_bytes), cap_bytes)) // block_bytes)
 
 
 def check_pool(config: EngineConfig, demand: Demand, num_blocks: int, free_bytes: int) -> None:

@@ -53,13 +53,13 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
         sizes = replace(sizes, num_blocks=measure_num_blocks(model, attention, config, sizes))
     worker = make_worker(model, attention, sizes, sizes.num_blocks)
     if sizes.device == "cuda":
-        worker.warm_up(min(config.max_num_batched_tokens, sizes.num_blocks * config.block_size))
+        worker.warm_up(min(sizes.max_num_batched_tokens, sizes.num_blocks * config.block_size))
         if config.cuda_graphs:
             worker.capture_graphs()
     pool, tokenizer = BlockPool(sizes.num_blocks, config.block_size), load_own_tokenizer(checkpoint, config)
     return EngineCore(
         engine_info(sizes, model, {"attention": attention.name, "steps": steps}, time.monotonic() - start),
-        Scheduler(pool, config.max_num_seqs, config.max_num_batched_tokens, config.prefix_cache),
+        Scheduler(pool, sizes.max_num_seqs, sizes.max_num_batched_tokens, config.prefix_cache),
         LocalGroup(worker),
         ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile"),
         stop_sets=stop_sets(checkpoint, tokenizer),
@@ -123,12 +123,12 @@ def measure_num_blocks(model: Model, attention: AttentionBackend, config: Engine
     """Blocks that a GPU's memory holds beside the weights and the largest step, which runs once to be measured."""
     if config.num_kv_blocks is not None or config.kv_memory is not None:
         return sizes.num_blocks
-    needed = -(-config.max_num_batched_tokens // config.block_size)
-    activation_bytes = make_worker(model, attention, sizes, needed).measure_peak(config.max_num_batched_tokens)
+    needed = -(-sizes.max_num_batched_tokens // config.block_size)
+    activation_bytes = make_worker(model, attention, sizes, needed).measure_peak(sizes.max_num_batched_tokens)
     torch.cuda.empty_cache()
     num_buffers = 2 if config.cuda_graphs else 1  # graphs keep their own activations
     free = free_bytes(sizes.device, config.gpu_memory_utilization) - num_buffers * activation_bytes
-    demand = Demand(sizes.kv_bytes_per_token, sizes.max_model_len)
+    demand = Demand(sizes.kv_bytes_per_token, sizes.max_model_len, sizes.max_num_seqs)
     return size_pool(config, demand, free, sizes.device) - 1
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from tabstop.cache.blocks import Block, BlockPool, Match
+from tabstop.engine.mix import Load, Mix
 from tabstop.engine.plan import PENDING, Admission, Copy, Row, StepPlan, StepResult, TableUpdate
 from tabstop.engine.request import Request
 from tabstop.errors import InternalError
@@ -57,6 +58,7 @@ class Scheduler:
         self.waiting: list[Request] = []  # sorted by Request.order
         self.running: list[Request] = []  # sorted by Request.order
         self.counters = Counters()
+        self.mix = Mix(max_num_seqs, max_num_batched_tokens, len(pool.blocks) * pool.block_size)
         self.step = 0
         self._free_slots = list(reversed(range(max_num_seqs)))
         self._flights: dict[int, Flight] = {}
@@ -65,6 +67,8 @@ class Scheduler:
     # ---- the outside's verbs
 
     def add(self, request: Request) -> None:
+        if not request.was_admitted:
+            self.mix.see_request(request.num_prompt_tokens, request.limits.max_tokens)
         request.stage = Stage.WAITING
         insort(self.waiting, request, key=_order)
 
@@ -99,14 +103,21 @@ class Scheduler:
             num_left = request.num_left
             if num_left:
                 (singles if num_left == 1 else others).append(request)
-        for request in chain(singles, others):
-            if budget and request.slot >= 0:  # not preempted meanwhile
-                budget -= self._advance(plan, flight, request, budget)
+        most = self.mix.prompt_budget(self._load(singles, others))
+        for group, limit in ((singles, budget), (others, most)):
+            budget = min(budget, limit)
+            for request in group:
+                if budget and request.slot >= 0:  # not preempted meanwhile
+                    budget -= self._advance(plan, flight, request, budget)
         while budget and self.waiting and (match := self._fit(self.waiting[0])):
             budget -= self._advance(plan, flight, self._admit(plan, flight, match), budget)
         if plan:
             self._flights[plan.step] = flight
         return plan
+
+    def _load(self, singles: list[Request], others: list[Request]) -> Load:
+        num_backlog = sum(request.num_left for request in others)
+        return Load(len(singles), len(self.running) + len(self.waiting), num_backlog, len(self.waiting))
 
     def _advance(self, plan: StepPlan, flight: Flight, request: Request, budget: int) -> int:
         """Plans a row for as many of the request's next tokens as the budget allows; returns how many."""
@@ -276,6 +287,8 @@ class Scheduler:
         if delta.finish in (FinishReason.ABORT, FinishReason.SUPERSEDED):
             self.counters.aborts[request.stage] = self.counters.aborts.get(request.stage, 0) + 1
         self.counters.finished[delta.finish] = self.counters.finished.get(delta.finish, 0) + 1
+        if delta.finish in (FinishReason.STOP, FinishReason.LENGTH):
+            self.mix.see_answer(request.num_output_tokens)
         if request.slot >= 0:
             self._leave(request)
         elif request in self.waiting:

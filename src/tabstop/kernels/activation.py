@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from tabstop.kernels.language import ceil_div, jit, tl
+from tabstop.kernels.language import ceil_div, early, follow, jit, tl
 
 BLOCK = 1024  # values a program: 8 a thread, one load of 16 bytes from each half
 
@@ -25,13 +25,16 @@ def silu_and_multiply_triton(gate_up: torch.Tensor) -> torch.Tensor:
     num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     result = gate_up.new_empty(num_tokens, size)
     if num_tokens:
-        _kernel[(num_tokens, ceil_div(size, BLOCK))](gate_up, result, size, BLOCK, num_warps=4)
+        _kernel[(num_tokens, ceil_div(size, BLOCK))](gate_up, result, size, BLOCK, num_warps=4, **early(gate_up))
     return result
 
 
 @jit()
-def _kernel(gate_up: tl.tensor, result: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr) -> None:
+def _kernel(
+    gate_up: tl.tensor, result: tl.tensor, SIZE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+) -> None:
     """One program a token and block of columns."""
+    follow(EARLY)
     token = tl.program_id(0).to(tl.int64)
     places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = places < SIZE

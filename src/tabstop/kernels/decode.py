@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tabstop.kernels.attention import LOG2_E, Launch, Rows, View, fold, load_ids, load_tile
-from tabstop.kernels.language import ceil_div, jit, next_power_of_2, tl
+from tabstop.kernels.language import ceil_div, early, follow, jit, next_power_of_2, tl
 
 MAX_QUERIES = 8  # of a row, by this kernel; fewer where a KV head serves many query heads
 NARROW, WIDE = 16, 64  # rows of a packed tile
@@ -73,14 +73,16 @@ def decode_triton(
     pointers = (q, kv, result, plan.partial, plan.weights, rows.starts, rows.contexts, rows.tables)
     grid = (num_kv_heads, len(rows.contexts), plan.num_splits)
     counts = (view.scale * LOG2_E, rows.tables.stride(0), plan.max_queries)
-    decode_kernel[grid](
-        *pointers, *counts, *sizes, launch.num_stages, num_warps=launch.num_warps, num_stages=launch.num_stages
-    )
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    decode_kernel[grid](*pointers, *counts, *sizes, launch.num_stages, **options, **early(q))
     if splits:
         merge = (group, dim, next_power_of_2(dim), launch.tile, view.window or 0, next_power_of_2(plan.num_splits))
         merge_grid = (num_heads, len(rows.contexts), plan.max_queries)
         merge_kernel[merge_grid](
-            result, plan.partial, plan.weights, rows.starts, rows.contexts, plan.num_splits, *merge, num_warps=4
+            *(result, plan.partial, plan.weights, rows.starts, rows.contexts, plan.num_splits),
+            *merge,
+            num_warps=4,
+            **early(q),
         )
 
 
@@ -118,8 +120,10 @@ def decode_kernel(
     WINDOW: tl.constexpr,
     SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """Program (KV head, row, split)."""
+    follow(EARLY)
     head, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(starts + row).to(tl.int64)
     num_queries = (tl.load(starts + row + 1) - start).to(tl.int32)
@@ -246,8 +250,10 @@ def merge_kernel(
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """Program (head, row, query): splits weighted by their sums of exponentials; those left empty are not read."""
+    follow(EARLY)
     head, row, query = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(starts + row).to(tl.int64)
     num_queries = (tl.load(starts + row + 1) - start).to(tl.int32)

@@ -2,7 +2,8 @@
 
 A program owns whole rows of W and its threads lie along their columns, so what is read of x serves all of them; the
 order of the sums depends on nothing but the launch. The next tile is requested before the last is used. Small programs,
-several on a multiprocessor at once, keep the memory busy and even out the last wave.
+several on a multiprocessor at once, keep the memory busy and even out the last wave. Started early (language.early), a
+program asks for its first weights before it waits for x.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from tabstop.kernels.language import ceil_div, jit, next_power_of_2, tl
+from tabstop.kernels.language import ceil_div, early, jit, next_power_of_2, tl
 
 MAX_ROWS = 8  # of x: more are a matter of matrix units
 MAX_COLUMNS = 2048  # of all rows of x at a time: 64 sums a thread, at most 130 registers
@@ -24,17 +25,11 @@ ONE_ROW_BLOCKS = (2048, 1024, 512)  # columns at a time
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a product is cut: rows of W a program, columns at a time, warps.
-
-    early: programs start while the kernel before still runs, ask for their first weights, then wait for its memory
-    (programmatic dependent launch). Safe whatever the neighbours are, as nothing is written and x is not read before
-    the wait; it gains only where the kernel before lets others start.
-    """
+    """How a product is cut: rows of W a program, columns at a time, warps."""
 
     rows: int
     block: int
     warps: int
-    early: bool = False
 
 
 def plan_gemv(num_rows: int, columns: int, gated: bool = False) -> Launch:
@@ -68,27 +63,34 @@ def gemv_triton(
     x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, launch: Launch | None = None
 ) -> torch.Tensor:
     """x [T, columns], T at most 8, times matrix [rows, columns] → [T, rows]; float32 inside, rounded once."""
-    return _launch(x, matrix, bias, launch or plan_gemv(len(x), x.shape[1]), gated=False)
+    result = x.new_empty(len(x), len(matrix))
+    return _launch((x, matrix, bias), result, launch or plan_gemv(len(x), x.shape[1]), gated=False)
+
+
+def wide_gemv_triton(x: torch.Tensor, matrix: torch.Tensor, launch: Launch | None = None) -> torch.Tensor:
+    """As gemv_triton, without rounding: the result is float32."""
+    result = x.new_empty(len(x), len(matrix), dtype=torch.float32)
+    return _launch((x, matrix, None), result, launch or plan_gemv(len(x), x.shape[1]), gated=False)
 
 
 def gated_gemv_triton(
     x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, launch: Launch | None = None
 ) -> torch.Tensor:
     """SiLU(gate) · up [T, rows / 2] of gate and up = x W^T, gate's rows first; float32 inside, rounded once."""
-    return _launch(x, matrix, bias, launch or plan_gemv(len(x), x.shape[1], gated=True), gated=True)
+    result = x.new_empty(len(x), len(matrix) // 2)
+    return _launch((x, matrix, bias), result, launch or plan_gemv(len(x), x.shape[1], gated=True), gated=True)
 
 
 def _launch(
-    x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, launch: Launch, *, gated: bool
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None], result: torch.Tensor, launch: Launch, *, gated: bool
 ) -> torch.Tensor:
+    x, matrix, bias = inputs
     assert 1 <= len(x) <= MAX_ROWS and x.is_contiguous() and matrix.is_contiguous()
-    size = len(matrix) // 2 if gated else len(matrix)
-    result = x.new_empty(len(x), size)
-    options = {"launch_pdl": True} if launch.early else {}
+    size = result.shape[1]
     _kernel[(ceil_div(len(matrix), launch.rows),)](
         x, matrix, matrix if bias is None else bias, result,
-        len(x), size, x.shape[1], launch.rows, launch.block, bias is not None, gated, launch.early,
-        num_warps=launch.warps, num_stages=1, **options,
+        len(x), size, x.shape[1], launch.rows, launch.block, bias is not None, gated,
+        num_warps=launch.warps, num_stages=1, **early(x),
     )  # fmt: skip
     return result
 

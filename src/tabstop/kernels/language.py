@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
-__all__ = ["ceil_div", "jit", "next_power_of_2", "tl", "triton", "why_unavailable"]
+__all__ = ["ceil_div", "early", "follow", "jit", "next_power_of_2", "tl", "triton", "why_unavailable"]
 
 try:
     import triton
@@ -25,6 +26,34 @@ def jit(*counts: str) -> Callable[[Callable[..., Any]], Any]:
         return triton.jit(function, do_not_specialize=list(counts)) if triton is not None else function
 
     return declare
+
+
+@jit()
+def follow(EARLY: tl.constexpr) -> None:
+    """The first statement of a kernel that is launched with `early`: before it nothing may be read or written.
+
+    Lets the kernel behind start as soon as there is room, then waits until the one before has written everything.
+    Every kernel of such a chain waits, so whoever waits for its neighbour has waited for all.
+    """
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+def early(tensor: Any) -> dict[str, Any]:
+    """Launch options of a kernel that may start while the one before still runs (programmatic dependent launch).
+
+    On cards from Hopper on: what a launch costs hides behind the kernel before. Safe beside kernels without it.
+    """
+    starts_early = tensor.is_cuda and _knows_early_launches(tensor.device.index)
+    return {"EARLY": starts_early} | ({"launch_pdl": True} if starts_early else {})
+
+
+@cache
+def _knows_early_launches(device: int) -> bool:
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def why_unavailable(dtypes: Sequence[Any]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tabstop.kernels.language import jit, next_power_of_2, tl
+from tabstop.kernels.language import early, follow, jit, next_power_of_2, tl
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -57,7 +57,7 @@ def _launch(
     block = next_power_of_2(size)
     num_warps = min(max(block // 512, 1), 16)  # 16 values a thread: two loads of 16 bytes
     _kernel[(x.numel() // size,)](
-        x, residual, weight, normed, total, eps, size, block, residual is not x, num_warps=num_warps
+        x, residual, weight, normed, total, eps, size, block, residual is not x, num_warps=num_warps, **early(x)
     )
 
 
@@ -72,8 +72,10 @@ def _kernel(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     ADDS: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """One program a row."""
+    follow(EARLY)
     places = tl.arange(0, BLOCK)
     inside = places < SIZE
     row = tl.program_id(0).to(tl.int64) * SIZE + places

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from tabstop.kernels.attention import LOG2_E, Launch, Rows, View, fold, load_ids, load_tile
-from tabstop.kernels.language import jit, next_power_of_2, tl
+from tabstop.kernels.language import early, follow, jit, next_power_of_2, tl
 
 SEARCH = 1024  # rows looked at together
 
@@ -63,7 +63,8 @@ def prompt_triton(
     pointers = (q, kv, result, plan.tiles, rows.starts, rows.contexts, rows.tables)
     grid = (len(plan.tiles), num_kv_heads)
     counts = (view.scale * LOG2_E, rows.tables.stride(0))
-    prompt_kernel[grid](*pointers, *counts, *sizes, num_warps=launch.num_warps, num_stages=launch.num_stages)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    prompt_kernel[grid](*pointers, *counts, *sizes, **options, **early(q))
 
 
 @jit("num_rows", "min_queries", "queries_a_tile")
@@ -112,8 +113,10 @@ def prompt_kernel(
     PACKED: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """Program (tile of queries, KV head)."""
+    follow(EARLY)
     index, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(tiles + 2 * index)
     if row < 0:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from tabstop.kernels.language import ceil_div, jit, next_power_of_2, tl
+from tabstop.kernels.language import ceil_div, early, follow, jit, next_power_of_2, tl
 
 HEADS = 16  # a program: halves of 64 values then give each of 128 threads 8 values, one load of 16 bytes
 
@@ -63,7 +63,7 @@ def rotate_and_store_triton(
     if len(qkv):
         grid = (len(qkv), ceil_div(num_heads + 2 * num_kv_heads, HEADS))
         sizes = (num_heads, num_kv_heads, dim // 2, next_power_of_2(dim // 2), block_size, HEADS)
-        _kernel[grid](qkv, cos, sin, q, kv, slots, qkv.stride(0), *sizes, num_warps=4)
+        _kernel[grid](qkv, cos, sin, q, kv, slots, qkv.stride(0), *sizes, num_warps=4, **early(qkv))
     return q
 
 
@@ -73,7 +73,7 @@ def store_triton(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, slots: torc
     if len(k):
         sizes = (num_kv_heads, dim, next_power_of_2(dim), block_size, 8)
         grid = (len(k), ceil_div(2 * num_kv_heads, 8))
-        _store_kernel[grid](k, v, kv, slots, k.stride(0), v.stride(0), *sizes, num_warps=4)
+        _store_kernel[grid](k, v, kv, slots, k.stride(0), v.stride(0), *sizes, num_warps=4, **early(k))
 
 
 @jit()
@@ -89,8 +89,10 @@ def _store_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HEADS: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """One program a token and HEADS heads of k, then v."""
+    follow(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     column = tl.arange(0, BLOCK_DIM)[None, :]
@@ -121,8 +123,10 @@ def _kernel(
     BLOCK_HALF: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HEADS: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     """One program a token and HEADS heads of the matrix: q, then k, then v."""
+    follow(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     pair = tl.arange(0, BLOCK_HALF)[None, :]

@@ -117,6 +117,16 @@ class ScaledEmbedding(Embedding):
         return super().forward(ids) * self.factor
 
 
+class Head(Linear):
+    """Hidden state → logits, by a matrix of its own."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [R, hidden] → float32 [R, vocab_size]."""
+        assert self.weight is not None, "not loaded"
+        logits = self.weight.multiply_wide(hidden)
+        return logits if self.bias is None else logits + self.bias
+
+
 class TiedHead(nn.Module):
     """Hidden state → logits by the embedding's own matrix; owns no weights."""
 
@@ -125,6 +135,6 @@ class TiedHead(nn.Module):
         self.embedding = embedding
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [R, hidden] → [R, vocab_size]."""
+        """hidden [R, hidden] → float32 [R, vocab_size]."""
         assert self.embedding.weight is not None, "not loaded"
-        return self.embedding.weight.multiply(hidden, None)
+        return self.embedding.weight.multiply_wide(hidden)

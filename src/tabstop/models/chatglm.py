@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tabstop.layers import Shard
 from tabstop.layers.attention import Attention
-from tabstop.layers.linear import Embedding, Linear, Part
+from tabstop.layers.linear import Embedding, Head, Linear, Part
 from tabstop.layers.mlp import GatedMLP
 from tabstop.layers.norm import RMSNorm
 from tabstop.layers.projections import stacked
@@ -65,7 +65,7 @@ def chatglm(config: ModelConfig, shard: Shard) -> Decoder:
         Rope(config.rope, config.head_dim),
         [block(index) for index in range(config.num_layers)],
         norm("final_layernorm"),
-        Linear("", config.hidden_size, [Part("transformer.output_layer", config.vocab_size)]),
+        Head("", config.hidden_size, [Part("transformer.output_layer", config.vocab_size)]),
     )
     decoder.ignored = IGNORED
     return decoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tabstop.layers import Shard
 from tabstop.layers.attention import Attention
-from tabstop.layers.linear import Embedding, Linear, Part
+from tabstop.layers.linear import Embedding, Head, Linear, Part
 from tabstop.layers.mlp import PlainMLP, activation
 from tabstop.layers.norm import LayerNorm
 from tabstop.layers.projections import grouped
@@ -50,7 +50,7 @@ def codegen(config: ModelConfig, shard: Shard) -> Decoder:
         Rope(config.rope, config.head_dim),
         [block(index) for index in range(config.num_layers)],
         norm("ln_f"),
-        Linear("", hidden, [Part("lm_head", config.vocab_size)], bias=True),
+        Head("", hidden, [Part("lm_head", config.vocab_size)], bias=True),
     )
     decoder.ignored = IGNORED
     return decoder

@@ -73,4 +73,4 @@ class Decoder(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [R, hidden] → float32 [R, vocab_size]."""
         scores: torch.Tensor = self.head(hidden)
-        return scores.float()
+        return scores

@@ -6,7 +6,7 @@ from torch import nn
 
 from tabstop.layers import Shard
 from tabstop.layers.attention import Attention
-from tabstop.layers.linear import Embedding, Linear, Part, TiedHead
+from tabstop.layers.linear import Embedding, Head, Linear, Part, TiedHead
 from tabstop.layers.mlp import PlainMLP, activation
 from tabstop.layers.norm import LayerNorm
 from tabstop.layers.projections import head_by_head
@@ -48,7 +48,7 @@ def gpt_neox(config: ModelConfig, shard: Shard) -> Decoder:
     embedding = Embedding("gpt_neox.embed_in", config.vocab_size, hidden)
     head: nn.Module = TiedHead(embedding)
     if not config.tied_head:
-        head = Linear("", hidden, [Part("embed_out", config.vocab_size)])
+        head = Head("", hidden, [Part("embed_out", config.vocab_size)])
     blocks = [block(index) for index in range(config.num_layers)]
     decoder = Decoder(embedding, Rope(config.rope, config.head_dim), blocks, norm("final_layer_norm"), head)
     decoder.ignored = IGNORED | ({r"embed_out\.weight": "a copy of the embedding"} if config.tied_head else {})

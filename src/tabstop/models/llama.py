@@ -9,7 +9,7 @@ from torch import nn
 
 from tabstop.layers import Shard
 from tabstop.layers.attention import Attention, AttentionConfig
-from tabstop.layers.linear import Embedding, Linear, Part, TiedHead
+from tabstop.layers.linear import Embedding, Head, Part, TiedHead
 from tabstop.layers.mlp import GatedMLP
 from tabstop.layers.norm import Norm, RMSNorm
 from tabstop.layers.rope import Rope
@@ -74,4 +74,4 @@ def output_head(config: ModelConfig, embedding: Embedding) -> nn.Module:
     """The embedding's own matrix, or one named lm_head."""
     if config.tied_head:
         return TiedHead(embedding)
-    return Linear("", config.hidden_size, [Part("lm_head", config.vocab_size)])
+    return Head("", config.hidden_size, [Part("lm_head", config.vocab_size)])

@@ -6,7 +6,7 @@ from torch import nn
 
 from tabstop.layers import Shard
 from tabstop.layers.attention import Attention
-from tabstop.layers.linear import Embedding, Linear, Part
+from tabstop.layers.linear import Embedding, Head, Linear, Part
 from tabstop.layers.mlp import PlainMLP, activation
 from tabstop.layers.norm import LayerNorm
 from tabstop.layers.rope import Rope
@@ -42,7 +42,7 @@ def phi(config: ModelConfig, shard: Shard) -> Decoder:
         )
 
     embedding = Embedding("model.embed_tokens", config.vocab_size, hidden)
-    head: nn.Module = Linear("", hidden, [Part("lm_head", config.vocab_size)], bias=True)
+    head: nn.Module = Head("", hidden, [Part("lm_head", config.vocab_size)], bias=True)
     blocks = [block(index) for index in range(config.num_layers)]
     decoder = Decoder(embedding, Rope(config.rope, config.head_dim), blocks, norm("final_layernorm"), head)
     decoder.ignored = IGNORED

@@ -148,6 +148,10 @@ class Weight(Protocol):
         """x [T, columns] → SiLU(first half of the product) · second half, [T, rows / 2]."""
         ...
 
+    def multiply_wide(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, columns] → float32 [T, rows], not rounded to the type of x: logits."""
+        ...
+
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """ids int64 [T] → those rows, [T, columns]: the embedding lookup."""
         ...

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from tabstop.kernels.activation import silu_and_multiply
-from tabstop.kernels.gemv import gated_gemv_triton, gemv_triton
+from tabstop.kernels.gemv import gated_gemv_triton, gemv_triton, wide_gemv_triton
 from tabstop.kernels.language import triton
 from tabstop.quant import Loading, MatrixPart, StoredTensor, TensorRead
 from tabstop.quant.encodings import Encoding
@@ -54,6 +54,13 @@ class DenseWeight:
         if prefers_gemv(x, self.matrix):
             return gated_gemv_triton(x, self.matrix, bias)
         return silu_and_multiply(functional.linear(x, self.matrix, bias))
+
+    def multiply_wide(self, x: torch.Tensor) -> torch.Tensor:
+        if prefers_gemv(x, self.matrix):
+            return wide_gemv_triton(x, self.matrix)
+        if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
+            return torch.mm(x, self.matrix.t(), out_dtype=torch.float32)
+        return functional.linear(x, self.matrix).float()
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         return self.matrix.index_select(0, ids)

@@ -53,6 +53,9 @@ class PackedWeight:
         result = (self.packed(narrow) if len(x) <= self.num_rows_packed else self.many(narrow)).to(x.dtype)
         return result if bias is None else result + bias
 
+    def multiply_wide(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x.float(), None)
+
     def many(self, x: torch.Tensor) -> torch.Tensor:
         """x bfloat16 [T, columns] → [T, rows], the matrix decoded a window at a time."""
         result = x.new_empty(len(x), self.rows)

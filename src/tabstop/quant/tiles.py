@@ -98,6 +98,9 @@ class TileWeight:
             return torch.nn.functional.silu(gate) * up
         return self._call(self.library.tabstop_multiply_gated, x, bias, self.rows // 2)
 
+    def multiply_wide(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x.float(), None)
+
     def _call(self, function: object, x: torch.Tensor, bias: torch.Tensor | None, width: int) -> torch.Tensor:
         assert callable(function) and x.dtype == torch.float32 and x.shape[-1] == self.columns
         x = x.contiguous()

@@ -111,20 +111,25 @@ class Sampler:
             self.seed[slot] = sampling.seed % 2**64
             self.candidate[slot] = candidate
 
-    def is_greedy(self, slots: np.ndarray) -> bool:
-        """Whether argmax is all that these slots need."""
-        return not self.temperature[slots].any()
+    def takes_logits_as_they_are(self, slots: np.ndarray) -> bool:
+        """Whether no step is needed for these slots, masks aside: `numbers` are all that their draws need."""
+        batch = self._batch(slots, np.zeros(0), None)
+        return not any(step.needed(batch) for step in STEPS)
+
+    def numbers(self, slots: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(temperature, uniform) of slots and of the positions of their tokens to draw, float32 [N] each."""
+        return self.temperature[slots], self._uniform(slots, positions).astype(np.float32)
 
     def sample(self, logits: Tensor, slots: np.ndarray, positions: np.ndarray, masks: np.ndarray | None) -> Tensor:
         """logits float32 [N, vocab], slots and positions of the tokens to draw int64 [N] → int64 [N]."""
-        batch = SamplingBatch(
-            temperature=self.temperature[slots],
-            top_k=self.top_k[slots],
-            top_p=self.top_p[slots],
-            uniform=uniform(self.seed[slots], self.candidate[slots], positions.astype(np.uint64)),
-            masks=masks,
-        )
+        batch = self._batch(slots, self._uniform(slots, positions), masks)
         for step in STEPS:
             if step.needed(batch):
                 logits = step.apply(logits, batch)
         return draw(logits, batch)
+
+    def _batch(self, slots: np.ndarray, uniform: np.ndarray, masks: np.ndarray | None) -> SamplingBatch:
+        return SamplingBatch(self.temperature[slots], self.top_k[slots], self.top_p[slots], uniform, masks)
+
+    def _uniform(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return uniform(self.seed[slots], self.candidate[slots], positions.astype(np.uint64))

@@ -7,6 +7,7 @@ surplus rows have no tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tabstop.attention import AttentionBatch
 from tabstop.engine.plan import PENDING, LateInputs, StepPlan
+from tabstop.kernels import feed
 
 HostViews = dict[str, np.ndarray]
 
@@ -33,9 +35,13 @@ class Shape:
 class StepInputs:
     """One step's device tensors: T tokens in R rows. Rows that draw nothing have a last token all the same."""
 
-    ids: Tensor  # int64 [T]
+    ids: Tensor  # int64 [T]; -1 - slot where the host does not know a row's last token, but the slot does
+    has_unknown: bool  # whether there may be such ids
     positions: Tensor  # int64 [T]
     last_tokens: Tensor  # int64 [R] index of each row's last token in T
+    slots: Tensor  # int64 [R]; of padding, one that no sequence has
+    temperature: Tensor  # float32 [R], filled on request; 0: the likeliest token
+    uniform: Tensor  # float32 [R], filled on request: the draws' random numbers
     attention: AttentionBatch
 
 
@@ -48,27 +54,33 @@ class Drawing:
     positions: np.ndarray  # int64 [N] of the token to draw
 
 
+Numbers = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(slots, positions) of drawing rows → their (temperature, uniform), float32 each."""
+
+ALIGNMENT = 16
+"""Bytes. Kernels are compiled anew for pointers that are less aligned than those before."""
+
+
 class Buffer:
     """Host and device memory of one batch shape, and typed views of both."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.shape = shape
         tokens, rows = shape.num_tokens, shape.num_rows
-        wide = {"ids": tokens, "positions": tokens, "kv_slots": tokens, "last_tokens": rows}
-        narrow = {"query_starts": rows + 1, "contexts": rows, "tables": rows * shape.num_blocks}
-        self._wide = sum(wide.values())
-        self._narrow = sum(narrow.values())
-        num_bytes = 8 * self._wide + 4 * self._narrow
+        counts = {
+            torch.int64: {"ids": tokens, "positions": tokens, "kv_slots": tokens, "last_tokens": rows, "slots": rows},
+            torch.int32: {"query_starts": rows + 1, "contexts": rows, "tables": rows * shape.num_blocks},
+            torch.float32: {"temperature": rows, "uniform": rows},
+        }
+        self._places, num_bytes = _places(counts)
         self._host = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=device.type != "cpu")
         self._device = self._host if device.type == "cpu" else torch.zeros(num_bytes, dtype=torch.uint8, device=device)
-        self.host = {name: view.numpy() for name, view in self._views(self._host, wide, narrow).items()}
-        self.device = self._views(self._device, wide, narrow)
+        self.host = {name: view.numpy() for name, view in self._views(self._host).items()}
+        self.device = self._views(self._device)
         self._uploaded = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def _views(self, memory: Tensor, wide: dict[str, int], narrow: dict[str, int]) -> dict[str, Tensor]:
-        longs = torch.split(memory[: 8 * self._wide].view(torch.int64), list(wide.values()))
-        ints = torch.split(memory[8 * self._wide :].view(torch.int32), list(narrow.values()))
-        views = dict(zip(wide, longs, strict=True)) | dict(zip(narrow, ints, strict=True))
+    def _views(self, memory: Tensor) -> dict[str, Tensor]:
+        views = {name: memory[place].view(dtype) for name, (place, dtype) in self._places.items()}
         views["tables"] = views["tables"].view(self.shape.num_rows, self.shape.num_blocks)
         return views
 
@@ -83,6 +95,17 @@ class Buffer:
             self._uploaded.record()
 
 
+def _places(counts: dict[torch.dtype, dict[str, int]]) -> tuple[dict[str, tuple[slice, torch.dtype]], int]:
+    """Where each named run of values lies, aligned, and the bytes of all."""
+    places, end = {}, 0
+    for dtype, named in counts.items():
+        for name, count in named.items():
+            start = -(-end // ALIGNMENT) * ALIGNMENT
+            end = start + count * dtype.itemsize
+            places[name] = (slice(start, end), dtype)
+    return places, end
+
+
 class SlotState:
     """What is remembered of each running sequence between steps."""
 
@@ -93,7 +116,8 @@ class SlotState:
         self.scratch_block = scratch_block  # belongs to nobody
         self.device = device
         self.tables = np.zeros((max_num_seqs, max_num_blocks), np.int32)
-        self.last_ids = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)  # last token drawn in each slot
+        self.no_slot = max_num_seqs  # that of padding
+        self.last_ids = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)  # last token drawn in each slot
 
     def exact_shape(self, plan: StepPlan) -> Shape:
         """No padding."""
@@ -104,36 +128,40 @@ class SlotState:
         for slot, first, blocks in plan.tables:
             self.tables[slot, first : first + len(blocks)] = blocks
 
-    def fill(self, plan: StepPlan, buffer: Buffer) -> tuple[StepInputs, Drawing]:
-        """Lays the plan's rows out one after the other in the buffer, and uploads it."""
+    def fill(self, plan: StepPlan, buffer: Buffer, numbers: Numbers | None = None) -> tuple[StepInputs, Drawing]:
+        """Lays the plan's rows out one after the other in the buffer, and uploads it.
+
+        `numbers`: what every row draws by, where that shall be on the device; all rows must draw then.
+        """
         buffer.wait()
-        host, device = buffer.host, buffer.device
+        host = buffer.host
         slots = np.array([row.slot for row in plan.rows])
         starts = np.array([row.start for row in plan.rows])
         lens = np.array([len(row.token_ids) for row in plan.rows])
         contexts, ends = starts + lens, np.cumsum(lens)
         self._fill_tokens(host, slots, contexts - ends, lens)
         ids = np.fromiter(chain.from_iterable(row.token_ids for row in plan.rows), np.int64, int(ends[-1]))
-        pending = np.flatnonzero(ids[ends - 1] == PENDING)
-        _pad(host["ids"], np.maximum(ids, 0), 0)
+        unknown = np.flatnonzero(ids[ends - 1] == PENDING)
+        ids[ends[unknown] - 1] = -1 - slots[unknown]
+        _pad(host["ids"], ids, 0)
+        self._fill_rows(host, slots, contexts, ends)
+        if numbers is not None:
+            host["temperature"][: len(slots)], host["uniform"][: len(slots)] = numbers(slots, contexts)
+        buffer.upload()
+        rows = np.flatnonzero(np.array([row.sample for row in plan.rows]))
+        inputs = _inputs(buffer.device, lens.tolist(), contexts.tolist(), has_unknown=bool(unknown.size))
+        return inputs, Drawing(rows, slots[rows], contexts[rows])
+
+    def _fill_rows(
+        self, host: dict[str, np.ndarray], slots: np.ndarray, contexts: np.ndarray, ends: np.ndarray
+    ) -> None:
+        """What is said of each row; `ends`: of their tokens."""
         _pad(host["last_tokens"], ends - 1, 0)
+        _pad(host["slots"], slots, self.no_slot)
         host["query_starts"][0] = 0
         _pad(host["query_starts"][1:], ends, int(ends[-1]))
         _pad(host["contexts"], contexts, 0)
-        host["tables"][: len(slots)] = self.tables[slots, : buffer.shape.num_blocks]
-        buffer.upload()
-        self._fill_pending(device["ids"], ends[pending] - 1, slots[pending])
-        attention = AttentionBatch(
-            query_lens=lens.tolist(),
-            context_lens=contexts.tolist(),
-            query_starts=device["query_starts"],
-            contexts=device["contexts"],
-            block_tables=device["tables"],
-            kv_slots=device["kv_slots"],
-        )
-        inputs = StepInputs(device["ids"], device["positions"], device["last_tokens"], attention)
-        rows = np.flatnonzero(np.array([row.sample for row in plan.rows]))
-        return inputs, Drawing(rows, slots[rows], contexts[rows])
+        host["tables"][: len(slots)] = self.tables[slots, : host["tables"].shape[1]]
 
     def _fill_tokens(
         self, host: dict[str, np.ndarray], slots: np.ndarray, shifts: np.ndarray, lens: np.ndarray
@@ -145,10 +173,9 @@ class SlotState:
         kv_slots = blocks * self.block_size + positions % self.block_size
         _pad(host["kv_slots"], kv_slots, self.scratch_block * self.block_size)
 
-    def _fill_pending(self, ids: Tensor, places: np.ndarray, slots: np.ndarray) -> None:
-        """Where the host does not know a row's last token, the slot does."""
-        if places.size:
-            ids[self.upload(places)] = self.last_ids[self.upload(slots)]
+    def known_ids(self, inputs: StepInputs) -> Tensor:
+        """int64 [T]: the inputs' ids, those that only slots know looked up there."""
+        return feed.known_ids(inputs.ids, self.last_ids) if inputs.has_unknown else inputs.ids
 
     def remember(self, drawing: Drawing, tokens: Tensor) -> None:
         """Keeps the drawn tokens, int64 [N], for rows that will feed them as PENDING."""
@@ -156,6 +183,29 @@ class SlotState:
 
     def upload(self, host: np.ndarray) -> Tensor:
         return torch.from_numpy(host).to(self.device, non_blocking=True)
+
+
+def _inputs(
+    device: dict[str, Tensor], query_lens: list[int], context_lens: list[int], *, has_unknown: bool
+) -> StepInputs:
+    """A filled buffer's views, by what they are for."""
+    return StepInputs(
+        ids=device["ids"],
+        has_unknown=has_unknown,
+        positions=device["positions"],
+        last_tokens=device["last_tokens"],
+        slots=device["slots"],
+        temperature=device["temperature"],
+        uniform=device["uniform"],
+        attention=AttentionBatch(
+            query_lens=query_lens,
+            context_lens=context_lens,
+            query_starts=device["query_starts"],
+            contexts=device["contexts"],
+            block_tables=device["tables"],
+            kv_slots=device["kv_slots"],
+        ),
+    )
 
 
 def _pad(target: np.ndarray, values: np.ndarray, padding: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tabstop.attention import AttentionBackend
 from tabstop.engine.plan import Admission, LateInputs, Row, StepPlan, StepResult, TableUpdate
+from tabstop.kernels.sample import draw
 from tabstop.models import Model, StepContext
 from tabstop.sampling.sampler import Sampler
 from tabstop.types import Sampling
@@ -28,7 +29,7 @@ class Forwarded:
 
     drawing: Drawing
     logits: Tensor  # float32 [N, vocab]
-    likeliest: Tensor | None = None  # int64 [N] argmax of the logits, where it came for nothing
+    tokens: Tensor | None = None  # int64 [N] drawn already and remembered, from the logits as they are
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class Worker:
         """From now on, decode steps replay graphs (worker/graphs.py)."""
         from tabstop.worker.graphs import DecodeGraphs
 
-        self._graphs = DecodeGraphs(self._decode, self.state)
+        self._graphs = DecodeGraphs(self._decode, self.state, self.sampler.numbers)
 
     def measure_peak(self, num_tokens: int) -> int:
         """Bytes that the largest step takes beside weights and KV memory: all slots draw, one has the longest chunk.
@@ -105,8 +106,12 @@ class Worker:
             plan.rows.append(Row(slot, 0, [0] * length, sample=True))
         return plan
 
-    def _decode(self, inputs: StepInputs) -> Tensor:
-        return self.model.logits(self._hidden(inputs))  # one token a row: every token is a last one
+    def _decode(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """A step of rows with one token each, drawn and remembered on the device."""
+        logits = self.model.logits(self._hidden(inputs))  # one token a row: every token is a last one
+        tokens = draw(logits, inputs.temperature, inputs.uniform)
+        self.state.last_ids.index_copy_(0, inputs.slots, tokens)
+        return logits, tokens
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> Forwarded:
@@ -125,7 +130,7 @@ class Worker:
 
     def _hidden(self, inputs: StepInputs) -> Tensor:
         context = StepContext(self.attention, self.attention.plan(inputs.attention), self.kv)
-        return self.model.forward(inputs.ids, inputs.positions, context)
+        return self.model.forward(self.state.known_ids(inputs), inputs.positions, context)
 
     @torch.inference_mode()
     def sample(self, forwarded: Forwarded, late: LateInputs) -> Drawn:
@@ -133,11 +138,11 @@ class Worker:
         if not len(drawing.rows):
             return Drawn(drawing, torch.empty(0, dtype=torch.int64), None)
         masks = pack_masks(drawing, late, self.model.vocab_size)
-        if forwarded.likeliest is not None and masks is None and self.sampler.is_greedy(drawing.slots):
-            tokens = forwarded.likeliest
+        if forwarded.tokens is not None and masks is None and self.sampler.takes_logits_as_they_are(drawing.slots):
+            tokens = forwarded.tokens
         else:
             tokens = self.sampler.sample(forwarded.logits, drawing.slots, drawing.positions, masks)
-        self.state.remember(drawing, tokens)
+            self.state.remember(drawing, tokens)
         if self.device.type == "cpu":
             return Drawn(drawing, tokens, None)
         host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
