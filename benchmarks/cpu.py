@@ -38,6 +38,7 @@ PEER = "llama-cpp-python==0.3.36"
 SIDES = Path(__file__).with_name("cpu_sides.py")
 CORES = os.sched_getaffinity(0)
 NUM_NEW, NUM_STREAMED = 64, 256
+QUIET = 0.3  # cores that others may use beside a measurement
 
 
 class Side:
@@ -125,12 +126,12 @@ def undisturbed(sides: Sequence[Side], patience: float, measure: Callable[[], di
     while True:
         busy, own, start = busy_seconds(), own_seconds(sides), time.monotonic()
         time.sleep(1)
-        if busy_seconds() - busy - own_seconds(sides) + own > 0.15 and time.monotonic() < end:
+        if busy_seconds() - busy - own_seconds(sides) + own > QUIET and time.monotonic() < end:
             continue
         busy, own, start = busy_seconds(), own_seconds(sides), time.monotonic()
         found = measure()
         others = (busy_seconds() - busy - own_seconds(sides) + own) / (time.monotonic() - start)
-        if others < 0.1 or time.monotonic() > end:
+        if others < QUIET or time.monotonic() > end:
             return found | {"cores used by others": round(others, 2)}
         print(f"others used {others:.2f} cores: again", file=sys.stderr)
 
