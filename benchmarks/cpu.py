@@ -1,6 +1,6 @@
 """The CPU path beside llama.cpp on the same GGUF file: speed, accuracy, and what HTTP costs.
 
-    python benchmarks/cpu.py [FILE …] [--rounds 5] [--texts 164] [--sides ours] [--peer-python PYTHON] [--http]
+    python benchmarks/cpu.py [FILE …] [--rounds 5] [--texts 164] [--sides ours] [--peer-python PYTHON] [--http] [--long]
 
 FILE: GGUF files; the embedded model without any. Each side is a process of its own; they take turns in one run, with
 the same prompts of random ids, and ratios are taken turn by turn. The peer is llama-cpp-python 0.3.36, built on this
@@ -37,7 +37,7 @@ from tabstop.text.tokenizer import load_tokenizer
 PEER = "llama-cpp-python==0.3.36"
 SIDES = Path(__file__).with_name("cpu_sides.py")
 CORES = os.sched_getaffinity(0)
-NUM_NEW, NUM_STREAMED = 64, 256
+NUM_NEW, NUM_STREAMED, LONG = 64, 256, 7800
 QUIET = 0.3  # cores that others may use beside a measurement
 
 
@@ -161,6 +161,22 @@ def compare_speed(ours: Side, peer: Side, options: argparse.Namespace, vocab_siz
         )
 
 
+def compare_long(ours: Side, peer: Side, options: argparse.Namespace, vocab_size: int) -> None:
+    """Decoding behind a context of 7,800 tokens, once each."""
+    ids = np.random.default_rng(3).integers(300, vocab_size - 1000, LONG).tolist()
+    speeds = []
+    for side in (ours, peer):
+
+        def measure(side: Side = side) -> dict[str, float]:
+            found = side.do("generate", prompts=[ids], num_new=NUM_NEW)
+            return {"prompt": LONG / found["first"], "decode": (NUM_NEW - 1) / (found["seconds"] - found["first"])}
+
+        speeds.append(undisturbed((ours, peer), options.patience, measure))
+    for name in ("prompt", "decode"):
+        mine, others = (speed[name] for speed in speeds)
+        print(f"| {ours.kind}, {name}, context {LONG:,} | {mine:,.0f} | {others:,.0f} | {mine / others:.2f}x |")
+
+
 def show_where(side: Side, vocab_size: int) -> None:
     """Where a decode step's time goes, batch 1 behind a context of 512."""
     ids = np.random.default_rng(2).integers(300, vocab_size - 1000, 512).tolist()
@@ -245,6 +261,7 @@ def main() -> None:
         "--sides", default="ours", help="ours (compiled kernels), torch (as without a compiler), or both"
     )
     parser.add_argument("--peer-python", help="a Python with llama-cpp-python; default: one of our own making")
+    parser.add_argument("--long", action="store_true", help="also decode behind a long context")
     parser.add_argument("--http", action="store_true", help="also compare the server with the engine alone")
     options = parser.parse_args()
     python = peer_python(options.peer_python)
@@ -260,6 +277,8 @@ def main() -> None:
             print(f"{side.kind}: {side.about}")
             if options.rounds:
                 compare_speed(side, peer, options, len(tokenizer.token_bytes))
+            if options.long:
+                compare_long(side, peer, options, len(tokenizer.token_bytes))
             if side.about["ready"]["steps"] == "one call":
                 show_where(side, len(tokenizer.token_bytes))
             if options.http:
