@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import psutil
@@ -235,7 +235,9 @@ def compare_quality(sides: list[Side], texts: Iterator[list[int]]) -> None:
     agreed: dict[str, list[np.ndarray]] = {side.kind: [] for side in sides[1:]}
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/logits.npy"
-        for ids in texts:
+        for number, ids in enumerate(texts):
+            if number and number % 20 == 0:
+                show_quality(divergences, agreed, sys.stderr)
             sides[0].do("logits", ids=ids, file=file)
             expected = log_softmax(np.load(file))
             for side in sides[1:]:
@@ -243,11 +245,17 @@ def compare_quality(sides: list[Side], texts: Iterator[list[int]]) -> None:
                 found = log_softmax(np.load(file))
                 divergences[side.kind].append((np.exp(expected) * (expected - found)).sum(-1))
                 agreed[side.kind].append(expected.argmax(-1) == found.argmax(-1))
+    show_quality(divergences, agreed, sys.stdout)
+
+
+def show_quality(divergences: dict[str, list[np.ndarray]], agreed: dict[str, list[np.ndarray]], to: TextIO) -> None:
     for kind, values in divergences.items():
         together, same = np.concatenate(values), np.concatenate(agreed[kind])
         print(
             f"| {kind}: mean KL, {len(together):,} positions of {len(values)} texts | {together.mean():.5f} nats | "
-            f"same likeliest token {100 * same.mean():.1f} % |"
+            f"same likeliest token {100 * same.mean():.1f} % |",
+            file=to,
+            flush=True,
         )
 
 
