@@ -48,6 +48,41 @@ ANY_SCHEDULE = f"{CORE}::test_any_schedule_gives_every_request_its_own_tokens"
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
+        "offset of weights forgotten",
+        "src/tabstop/kernels/cpu/matrix.h",
+        "constexpr int32_t INITIAL = (MINIMA ? 0 :",
+        "constexpr int32_t INITIAL = (true ? 0 :",
+        ("tests/quant/test_tiles.py::test_products_of_random_shapes_equal_the_twin_s",),
+    ),
+    Mutant(
+        "values behind a row's end",
+        "src/tabstop/kernels/cpu/attention.h",
+        "if (num_own < LANES) {",
+        "if (num_own < 0) {",
+        ("tests/attention/test_cpu.py::test_a_row_does_not_depend_on_its_batch_nor_on_threads",),
+    ),
+    Mutant(
+        "spans merged without their largest scores",
+        "src/tabstop/kernels/cpu/attention.h",
+        "float most = std::max(whole.most[q], part.most[q]);",
+        "float most = part.most[q];",
+        ("tests/attention/test_cpu.py::test_steps_of_any_lengths_equal_the_reference",),
+    ),
+    Mutant(
+        "window forgotten in the list of operations",
+        "src/tabstop/models/compiled.py",
+        '"window": layer.window or 0}',
+        '"window": 0}',
+        ("tests/models/test_compiled.py::test_a_step_in_one_call_equals_its_layers",),
+    ),
+    Mutant(
+        "library known without the processor",
+        "src/tabstop/kernels/cpu/build.py",
+        "platform.machine(), cpu_flags()):",
+        "platform.machine()):",
+        ("tests/kernels/test_cpu_build.py::test_it_is_compiled_once_and_known_by_what_it_is_made_of",),
+    ),
+    Mutant(
         "slot off by one",
         "src/tabstop/worker/batch.py",
         "kv_slots = blocks * self.block_size + positions % self.block_size",

@@ -18,7 +18,7 @@ from tests.tiny_gguf import write_gguf
 
 
 def report_of(path: Path | str, **options: object) -> FitReport:
-    return fit(open_checkpoint(str(path)), EngineConfig(device="cpu", **options))  # type: ignore[arg-type]
+    return fit(open_checkpoint(str(path)), EngineConfig(device="cpu", **{"dtype": "float32", **options}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])
@@ -29,6 +29,15 @@ def test_the_report_s_sizes_are_those_of_the_loaded_model(make: object, tmp_path
     assert report.kv_bytes_per_token == sum(spec.bytes_per_token(4) for spec in model.cache_specs) == 256
     assert (report.form, report.device, report.dtype, report.kv_dtype) == ("safetensors", "cpu", "float32", "float32")
     assert report.problem is None
+
+
+def test_what_a_cpu_serves_by_default_takes_less(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path)
+    plain, report, model = report_of(folder), report_of(folder, dtype="auto"), load(folder, dtype="auto")
+    assert report.weight_bytes == model.weight_bytes and plain.weight_bytes / 4 < report.weight_bytes
+    assert report.weight_bytes < 0.4 * plain.weight_bytes and report.kv_bytes_per_token == 128
+    assert (report.dtype, report.kv_dtype) == ("float32", "bfloat16")
+    assert report_of(folder, dtype="auto", attention="reference").kv_dtype == "float32"
 
 
 def test_how_many_requests_fit(tmp_path: Path) -> None:

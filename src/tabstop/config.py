@@ -12,6 +12,7 @@ import os
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tabstop.errors import ConfigError
@@ -40,7 +41,11 @@ class EngineConfig:
     fim: str = option("auto", "fill-in-the-middle family; 'auto' finds it in the vocabulary, 'off' uses none")
     load_format: str = option("auto", "where weights come from", choices=("auto", "safetensors", "gguf", "dummy"))
     device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda"))
-    dtype: str = option("auto", "compute type", choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = option(
+        "auto",
+        "compute type; on a CPU 'auto' keeps weights as small integers, any other decodes them",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
     kv_dtype: str = option("auto", "KV cache type", choices=("auto", "float32", "bfloat16", "float16"))
     attention: str = option("auto", "attention backend; 'auto' takes the first that does not decline")
     max_model_len: int | None = option(
@@ -189,3 +194,9 @@ def from_environment(cls: type[Config], environment: Mapping[str, str] = os.envi
             except ValueError as error:
                 raise ConfigError(f"{variable} is {environment[variable]!r}; it must be {error}") from None
     return cls(**values | {name: value for name, value in given.items() if value is not None})
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where this user keeps what can be made again (XDG_CACHE_HOME, else ~/.cache)."""
+    base = environment.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tabstop"

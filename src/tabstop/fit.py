@@ -21,6 +21,7 @@ from tabstop.checkpoint import Checkpoint, open_checkpoint
 from tabstop.config import EngineConfig
 from tabstop.device import free_bytes, resolve_batch_size, resolve_device, resolve_dtype, total_bytes
 from tabstop.errors import MemoryShortageError
+from tabstop.quant import CPU_SCHEMES
 from tabstop.text.fim_detection import choose
 from tabstop.text.tokenizer import load_tokenizer
 
@@ -76,8 +77,8 @@ def fit(checkpoint: Checkpoint, config: EngineConfig) -> FitReport:
     plan = plan_loading(checkpoint, config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, plan.config.dtype, device)
-    kv_dtype = dtype if config.kv_dtype == "auto" else config.kv_dtype
-    weight_bytes, free = plan.num_values * DTYPE_BYTES[dtype], free_bytes(device, config.gpu_memory_utilization)
+    kv_dtype = choose_kv_dtype(config, dtype, plan.scheme.name)
+    weight_bytes, free = plan.weight_bytes(DTYPE_BYTES[dtype]), free_bytes(device, config.gpu_memory_utilization)
     max_model_len = choose_max_model_len(config, plan.config.max_position_embeddings)
     batch = resolve_batch_size(config, device, total_bytes(device))
     demand = Demand(kv_bytes_per_token(plan.model.cache_specs, kv_dtype), max_model_len, batch.max_num_seqs)
@@ -104,6 +105,13 @@ def fit(checkpoint: Checkpoint, config: EngineConfig) -> FitReport:
         problem=_problem(config, demand, weight_bytes, num_blocks, free),
         fim=_fim(checkpoint, config),
     )
+
+
+def choose_kv_dtype(config: EngineConfig, dtype: str, scheme: str) -> str:
+    """The compute type unless another is asked for; beside a CPU's fast weights bfloat16, which its attention needs."""
+    if config.kv_dtype != "auto":
+        return config.kv_dtype
+    return "bfloat16" if scheme in CPU_SCHEMES and config.attention in ("auto", "cpu", "sdpa") else dtype
 
 
 def _fim(checkpoint: Checkpoint, config: EngineConfig) -> str | None:

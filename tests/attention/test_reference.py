@@ -19,7 +19,7 @@ HEADS, KV_HEADS, DIM, BLOCK_SIZE = 6, 2, 8, 4
 
 def make(dtype: torch.dtype = torch.float32, num_blocks: int = 64) -> tuple[ReferenceAttention, torch.Tensor]:
     need = Need(HEADS, KV_HEADS, DIM, dtype, dtype, torch.device("cpu"), BLOCK_SIZE)
-    backend = make_backend(need)
+    backend = make_backend(need, "reference")
     assert isinstance(backend, ReferenceAttention)
     return backend, backend.allocate(CacheSpec(CacheKind.PAGED, KV_HEADS, DIM), num_blocks)
 

@@ -24,7 +24,7 @@ def folder(tmp_path_factory) -> Path:
 def outputs(folder: Path, requests, *, one_by_one: bool = False, **options) -> list[list[int]]:
     """Tokens of each request's samples, in order."""
     options = {"max_model_len": 128, "num_kv_blocks": 256, "block_size": 4, "max_num_batched_tokens": 512} | options
-    core = build_core(EngineConfig(model=str(folder), num_threads=1, **options))
+    core = build_core(EngineConfig(model=str(folder), **{"num_threads": 1, "dtype": "float32"} | options))
     driver, keys = Driver(core), []
     for prompt, sampling, more in requests:
         key = driver.add(prompt, 16, sampling=sampling, **more)

@@ -14,9 +14,10 @@ from tabstop.models import Model
 from tabstop.models.loader import load_model
 
 
-def load(path: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32, **options: Any) -> Model:
-    """Our model of a folder or file; on the CPU in float32 if nothing else is said."""
-    return load_model(open_checkpoint(str(path)), EngineConfig(**options), torch.device(device), dtype, None)
+def load(path: Path | str, device: str = "cpu", compute: torch.dtype = torch.float32, **options: Any) -> Model:
+    """Our model of a folder or file, in float32; with dtype="auto" as a CPU serves it."""
+    config = EngineConfig(**{"dtype": "float32", **options})
+    return load_model(open_checkpoint(str(path)), config, torch.device(device), compute, None)
 
 
 def oracle_logits(folder: Path, prompts: list[list[int]], **options: Any) -> list[torch.Tensor]:

@@ -47,17 +47,20 @@ class PagedRunner:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        """The CPU's own backend has the cache that it needs, others one of float32 in small blocks."""
         self.model = model
         self.device = torch.device(device)
+        is_cpu_backend = backend is not None and backend.__module__ == "tabstop.attention.cpu"
+        self.block_size = 16 if is_cpu_backend else BLOCK_SIZE
         spec = model.cache_specs[0]
         need = Need(
             num_heads=model.num_heads,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
             dtype=dtype,
-            kv_dtype=dtype,
+            kv_dtype=torch.bfloat16 if is_cpu_backend else dtype,
             device=self.device,
-            block_size=BLOCK_SIZE,
+            block_size=self.block_size,
         )
         self.attention = make_backend(need) if backend is None else backend(need)
         self.kv = [self.attention.allocate(spec, num_blocks) for spec in model.cache_specs]
@@ -72,10 +75,10 @@ class PagedRunner:
         for sequence, ids in rows.items():
             self.lens[sequence] = self.lens.get(sequence, 0) + len(ids)
             table = self.tables.setdefault(sequence, [])
-            while len(table) * BLOCK_SIZE < self.lens[sequence]:
+            while len(table) * self.block_size < self.lens[sequence]:
                 table.append(self.free.pop())
         lens = [len(ids) for ids in rows.values()]
-        batch = make_batch([self.tables[sequence] for sequence in rows], starts, lens, BLOCK_SIZE, self.device)
+        batch = make_batch([self.tables[sequence] for sequence in rows], starts, lens, self.block_size, self.device)
         positions = [start + offset for start, length in zip(starts, lens, strict=True) for offset in range(length)]
         ids = torch.tensor([token for row in rows.values() for token in row], device=self.device)
         context = StepContext(self.attention, self.attention.plan(batch), self.kv)

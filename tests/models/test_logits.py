@@ -72,7 +72,9 @@ def test_logits_are_float32_whatever_the_compute_type(tmp_path: Path) -> None:
     from tabstop.models.loader import load_model
 
     folder = tiny_llama(tmp_path)
-    model = load_model(open_checkpoint(str(folder)), EngineConfig(), torch.device("cpu"), torch.bfloat16, None)
+    model = load_model(
+        open_checkpoint(str(folder)), EngineConfig(dtype="bfloat16"), torch.device("cpu"), torch.bfloat16, None
+    )
     runner = PagedRunner(model)
     logits = runner.logits(list(range(20)))
     assert logits.dtype == torch.float32

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BACKENDS: dict[str, str] = {
     "triton": "tabstop.attention.triton:TritonAttention",
+    "cpu": "tabstop.attention.cpu:CpuAttention",
+    "sdpa": "tabstop.attention.sdpa:SdpaAttention",
     "reference": "tabstop.attention.reference:ReferenceAttention",
 }
 """Name → module:class, in order of preference; imported only when considered."""

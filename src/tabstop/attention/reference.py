@@ -107,13 +107,13 @@ class ReferenceAttention:
         for group in meta.groups:
             queries = q if len(group.tokens) == len(q) else q[group.tokens]
             k, v = gather_blocks(keys, group.tables), gather_blocks(values, group.tables)
-            attended = attend(queries, k, v, self._mask(group, window), scale)
+            attended = attend(queries, k, v, self.mask(group, window), scale)
             if len(meta.groups) == 1:
                 return attended.to(q.dtype)
             result[group.tokens] = attended.to(q.dtype)
         return result
 
-    def _mask(self, group: Group, window: int | None) -> torch.Tensor:
+    def mask(self, group: Group, window: int | None) -> torch.Tensor:
         """0 where a query sees a position, else -inf; made by the first layer with this window."""
         if window not in group.masks:
             length = group.tables.shape[1] * self.need.block_size

@@ -14,13 +14,15 @@ from tabstop.cache.blocks import BlockPool
 from tabstop.cache.sizing import Demand, size_pool
 from tabstop.checkpoint import Checkpoint, open_checkpoint
 from tabstop.config import EngineConfig
-from tabstop.device import free_bytes
+from tabstop.device import free_bytes, resolve_device
 from tabstop.engine.core import EngineCore
 from tabstop.engine.scheduler import Scheduler
 from tabstop.errors import MemoryShortageError
 from tabstop.fit import FitReport, fit
 from tabstop.grammar import Vocabulary
+from tabstop.kernels.cpu.library import Threads, library
 from tabstop.models import Model, ProgressCallback
+from tabstop.models.compiled import CompiledDecoder, compile_steps
 from tabstop.models.loader import load_model
 from tabstop.text.defaults import stop_sets
 from tabstop.text.tokenizer import Tokenizer, load_tokenizer
@@ -37,13 +39,16 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
     """Loads the model and returns a core that is ready to step. Raises StartupError subclasses."""
     start = time.monotonic()
     checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
+    if resolve_device(config.device) == "cpu":
+        prepare_cpu(config, progress)
     sizes = fit(checkpoint, config)
     if sizes.problem is not None:
         raise MemoryShortageError(sizes.problem)
-    if sizes.device == "cpu":
-        torch.set_num_threads(config.num_threads or os.cpu_count() or 1)
-    model = load_model(checkpoint, config, torch.device(sizes.device), getattr(torch, sizes.dtype), progress)
-    attention = make_attention(model, config, sizes)
+    decoder = load_model(checkpoint, config, torch.device(sizes.device), getattr(torch, sizes.dtype), progress)
+    attention = make_attention(decoder, config, sizes)
+    model, steps = compile_steps(decoder, attention)
+    if isinstance(model, CompiledDecoder):
+        torch.set_num_threads(1)  # what is left for torch is small, and its waiting threads would take ours' cores
     if sizes.device == "cuda":
         sizes = replace(sizes, num_blocks=measure_num_blocks(model, attention, config, sizes))
     worker = make_worker(model, attention, sizes, sizes.num_blocks)
@@ -52,7 +57,7 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
         (worker.capture_graphs if config.cuda_graphs else worker.warm_up)(num_tokens)
     pool, tokenizer = BlockPool(sizes.num_blocks, config.block_size), load_own_tokenizer(checkpoint, config)
     return EngineCore(
-        engine_info(sizes, model, attention, time.monotonic() - start),
+        engine_info(sizes, model, {"attention": attention.name, "steps": steps}, time.monotonic() - start),
         Scheduler(pool, sizes.max_num_seqs, sizes.max_num_batched_tokens, config.prefix_cache),
         LocalGroup(worker),
         ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile"),
@@ -63,7 +68,15 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
     )
 
 
-def engine_info(sizes: FitReport, model: Model, attention: AttentionBackend, load_seconds: float) -> EngineInfo:
+def prepare_cpu(config: EngineConfig, progress: ProgressCallback | None) -> None:
+    """Sets the number of threads, and makes the kernels ready; the first time on a machine they are compiled."""
+    Threads.count = config.num_threads or os.cpu_count() or 1
+    torch.set_num_threads(Threads.count)
+    if config.dtype == "auto":
+        library(progress)
+
+
+def engine_info(sizes: FitReport, model: Model, kernels: dict[str, str], load_seconds: float) -> EngineInfo:
     return EngineInfo(
         model=sizes.model,
         architecture=sizes.architecture,
@@ -76,7 +89,7 @@ def engine_info(sizes: FitReport, model: Model, attention: AttentionBackend, loa
         dtype=sizes.dtype,
         weight_bytes=model.weight_bytes,
         kv_bytes_per_token=sizes.kv_bytes_per_token,
-        kernels={"attention": attention.name, "weights": sizes.form},
+        kernels={**kernels, "weights": model.weights},
         load_seconds=load_seconds,
     )
 

@@ -57,6 +57,7 @@ class Model(Protocol):
     cache_specs: list[CacheSpec]  # one per layer
     num_heads: int
     weight_bytes: int
+    weights: str  # how they are held, for people
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor, context: StepContext) -> torch.Tensor:
         """ids, positions int64 [T] → final hidden states [T, hidden], normed."""

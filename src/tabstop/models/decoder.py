@@ -37,7 +37,7 @@ class Decoder(nn.Module):
     """A whole model; satisfies models.Model once loaded.
 
     The family fills `ignored`: checkpoint tensors that are rightly not read, as regular expression → reason. The loader
-    fills `weight_bytes`.
+    fills `weight_bytes` and `weights`.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Decoder(nn.Module):
         self.cache_specs: list[CacheSpec] = [block.attention.cache_spec for block in blocks]
         self.ignored: Mapping[str, str] = {}
         self.weight_bytes = 0
+        self.weights = ""  # how they are held, for people
 
     def ignores(self, name: str) -> bool:
         """Whether a checkpoint tensor is rightly not read."""

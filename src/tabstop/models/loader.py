@@ -20,12 +20,12 @@ from tabstop.config import EngineConfig
 from tabstop.device import free_bytes, resolve_device
 from tabstop.errors import CheckpointError, UnsupportedModelError
 from tabstop.layers import SINGLE, Loadable, Shard
-from tabstop.models import FAMILIES, Model, ProgressCallback
+from tabstop.models import FAMILIES, ProgressCallback
 from tabstop.models.config import ModelConfig, read_model_config
 from tabstop.models.decoder import Decoder
 from tabstop.models.dummy_source import DummySource
 from tabstop.models.source import WeightSource, open_source, weights_form
-from tabstop.quant import Loading, QuantScheme, StoredTensor, TensorRead, make_scheme
+from tabstop.quant import Loading, QuantScheme, StoredTensor, TensorRead, make_cpu_scheme, make_scheme
 
 MAX_NAMES_SHOWN = 5
 
@@ -52,6 +52,11 @@ class LoadPlan:
         """Numbers that the loaded model holds on this rank."""
         return sum(read.num_values for read in self.reads)
 
+    def weight_bytes(self, dtype_bytes: int) -> int:
+        """Memory that they will take with floats of that size."""
+        encodings = {name: info.encoding for name, info in self.source.tensors.items()}
+        return sum(self.scheme.num_bytes(read, encodings[read.name], dtype_bytes) for read in self.reads)
+
 
 def plan_loading(checkpoint: Checkpoint, config: EngineConfig) -> LoadPlan:
     """Everything about loading but the weights: from file headers. Raises as load_model does."""
@@ -59,6 +64,8 @@ def plan_loading(checkpoint: Checkpoint, config: EngineConfig) -> LoadPlan:
     model = build_model(model_config)
     form = weights_form(checkpoint, config.load_format)
     scheme = make_scheme("dense" if form == "dummy" else model_config.quantization)
+    if config.dtype == "auto" and resolve_device(config.device) == "cpu":
+        scheme = make_cpu_scheme(scheme)
     reads = [read for layer in loadable_layers(model) for read in layer.reads(scheme)]
     source: WeightSource = (
         DummySource(reads, config.seed, resolve_device(config.device))
@@ -75,14 +82,14 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     progress: ProgressCallback | None,
-) -> Model:
+) -> Decoder:
     """The checkpoint's model with its weights on `device`, computing in `dtype`.
 
     Raises CheckpointError (a missing, unexpected or misshapen tensor by name, a damaged file), UnsupportedModelError,
     ConfigError (--load-format) or MemoryShortageError.
     """
     plan = plan_loading(checkpoint, config)
-    weight_bytes = plan.num_values * dtype.itemsize
+    weight_bytes = plan.weight_bytes(dtype.itemsize)
     check_weights(weight_bytes, free_bytes(device.type, config.gpu_memory_utilization))
     loading = Loading(plan.scheme, _Reader(plan, device, progress), device, dtype)
     try:
@@ -90,7 +97,7 @@ def load_model(
             layer.load(loading)
     except torch.OutOfMemoryError:
         check_weights(weight_bytes, 0)
-    plan.model.weight_bytes = weight_bytes
+    plan.model.weight_bytes, plan.model.weights = weight_bytes, plan.scheme.description
     return plan.model
 
 

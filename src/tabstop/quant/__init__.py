@@ -25,6 +25,12 @@ SCHEMES: dict[str, str] = {
 }
 """Name → module:class, imported when a checkpoint needs it."""
 
+CPU_SCHEMES: dict[str, str] = {
+    "tiles": "tabstop.quant.tiles:TileScheme",
+    "prepacked": "tabstop.quant.prepacked:PrepackedScheme",
+}
+"""Forms that a CPU multiplies fast, in order of preference; made with the checkpoint's own scheme, which reads."""
+
 
 class TensorRead(NamedTuple):
     """A slice of one checkpoint tensor. Shape and slice count values, not bytes, whatever the encoding."""
@@ -156,6 +162,15 @@ class QuantScheme(Protocol):
 
     name: str
 
+    @property
+    def description(self) -> str:
+        """How matrices are held, for people; complete once they are loaded."""
+        ...
+
+    def num_bytes(self, read: TensorRead, encoding: Encoding, dtype_bytes: int) -> int:
+        """Memory that the values of a read will take."""
+        ...
+
     def reads(self, part: MatrixPart) -> list[TensorRead]:
         """The stored tensors of a part. Raises UnsupportedModelError for a split that the packing cannot follow."""
         ...
@@ -171,3 +186,13 @@ def make_scheme(name: str) -> QuantScheme:
         raise UnsupportedModelError(f"quantization {name!r} is unknown; known: {', '.join(SCHEMES)}")
     module, _, cls = SCHEMES[name].partition(":")
     return getattr(import_module(module), cls)()  # type: ignore[no-any-return]
+
+
+def make_cpu_scheme(stored_as: QuantScheme) -> QuantScheme:
+    """The first form for a CPU that does not decline, else the checkpoint's own scheme."""
+    for place in CPU_SCHEMES.values():
+        module, _, name = place.partition(":")
+        cls = getattr(import_module(module), name)
+        if cls.refuse() is None:
+            return cls(stored_as)  # type: ignore[no-any-return]
+    return stored_as

@@ -11,6 +11,7 @@ from tabstop.kernels.activation import silu_and_multiply
 from tabstop.kernels.gemv import gated_gemv_triton, gemv_triton, wide_gemv_triton
 from tabstop.kernels.language import triton
 from tabstop.quant import Loading, MatrixPart, StoredTensor, TensorRead
+from tabstop.quant.encodings import Encoding
 
 WINDOW_VALUES = 1 << 20
 """Matrices are converted in windows of about that many values: no second copy of a large one, and temporaries stay in
@@ -69,6 +70,10 @@ class DenseScheme:
     """One tensor `<part>.weight` of floats for each part."""
 
     name = "dense"
+    description = "dense"
+
+    def num_bytes(self, read: TensorRead, encoding: Encoding, dtype_bytes: int) -> int:
+        return read.num_values * dtype_bytes
 
     def reads(self, part: MatrixPart) -> list[TensorRead]:
         return weight_reads(part)

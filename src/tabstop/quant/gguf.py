@@ -13,13 +13,17 @@ import torch
 
 from tabstop.quant import Loading, MatrixPart, StoredTensor, TensorRead
 from tabstop.quant.dense import DenseWeight, load_dense, weight_reads
-from tabstop.quant.encodings import FLOATS
+from tabstop.quant.encodings import FLOATS, Encoding
 
 
 class GGUFScheme:
     """One tensor `<part>.weight` for each part, each in an encoding of its own."""
 
     name = "gguf"
+    description = "gguf, decoded"
+
+    def num_bytes(self, read: TensorRead, encoding: Encoding, dtype_bytes: int) -> int:
+        return read.num_values * dtype_bytes
 
     def reads(self, part: MatrixPart) -> list[TensorRead]:
         return [read._replace(encodings=READABLE) for read in weight_reads(part)]

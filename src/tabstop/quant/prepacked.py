@@ -1,0 +1,261 @@
+"""What PyTorch's own kernels multiply fast on a CPU, where no library of ours can be compiled.
+
+Blocks of 4 bits (Q4_0, Q4_1, Q4_K) go to its int4 kernel, with a bfloat16 scale and zero for every 32 values; all other
+weights are rounded to 8 bits with one scale a row. Inputs are bfloat16. Those kernels are for few rows; for many, a
+matrix is decoded to bfloat16 window by window and multiplied as such. The twin is the float matrix (`decoded`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from tabstop.kernels.activation import silu_and_multiply
+from tabstop.quant import Loading, MatrixPart, QuantScheme, StoredTensor, TensorRead
+from tabstop.quant.dense import WINDOW_VALUES, weight_reads
+from tabstop.quant.encodings import Encoding
+from tabstop.quant.gguf import dequantize, half, nibbles, scales_and_minima
+
+log = logging.getLogger(__name__)
+
+GROUP = 32
+INT4_ROWS, INT8_ROWS = 64, 32
+"""Most rows of inputs for which the packed kernels win over decoding the matrix (benchmarks/RESULTS.md)."""
+INT4_ENCODINGS = ("Q4_0", "Q4_1", "Q4_K")
+
+
+class PackedWeight:
+    """What both forms share: x of any float type, products of bfloat16."""
+
+    num_rows_packed: int
+    rows: int
+    num_bytes: int
+
+    def packed(self, x: torch.Tensor) -> torch.Tensor:
+        """x bfloat16 [T, columns] → [T, rows] by the packed kernel."""
+        raise NotImplementedError
+
+    def decoded(self, rows: slice) -> torch.Tensor:
+        """These rows of the matrix as bfloat16, but for `scaled`."""
+        raise NotImplementedError
+
+    def scaled(self, product: torch.Tensor, rows: slice) -> torch.Tensor:
+        """What a product with decoded rows still lacks."""
+        return product
+
+    def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        narrow = x.bfloat16()
+        result = (self.packed(narrow) if len(x) <= self.num_rows_packed else self.many(narrow)).to(x.dtype)
+        return result if bias is None else result + bias
+
+    def multiply_wide(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x.float(), None)
+
+    def many(self, x: torch.Tensor) -> torch.Tensor:
+        """x bfloat16 [T, columns] → [T, rows], the matrix decoded a window at a time."""
+        result = x.new_empty(len(x), self.rows)
+        step = max(GROUP, 4 * WINDOW_VALUES // x.shape[1])
+        for first in range(0, self.rows, step):
+            rows = slice(first, min(first + step, self.rows))
+            result[:, rows] = self.scaled(functional.linear(x, self.decoded(rows)), rows)
+        return result
+
+    def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return silu_and_multiply(self.multiply(x, bias))
+
+
+class Int4Weight(PackedWeight):
+    """q [N, K] in 0..15, scales and minima [N, K / 32]: w = q · scale + minimum."""
+
+    num_rows_packed = INT4_ROWS
+
+    def __init__(self, values: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor) -> None:
+        self.rows, self.columns = values.shape
+        self.kernel = torch._convert_weight_to_int4pack_for_cpu(values.int(), 1)
+        # The kernel's weight is (q - 8) · scale + zero.
+        self.scales_and_zeros = torch.stack([scales.T, (minima + 8 * scales).T], -1).contiguous().bfloat16()
+        grouped = values.view(self.rows, -1, GROUP)
+        self.pairs = grouped[..., :16] | grouped[..., 16:] << 4  # uint8 [N, K / 32, 16]
+        self.scales, self.zeros = (self.scales_and_zeros[..., at].T.contiguous()[..., None] for at in (0, 1))
+        parts = (self.kernel, self.scales_and_zeros, self.pairs, self.scales, self.zeros)
+        self.num_bytes = sum(part.numel() * part.element_size() for part in parts)
+
+    def packed(self, x: torch.Tensor) -> torch.Tensor:
+        return torch._weight_int4pack_mm_for_cpu(x, self.kernel, GROUP, self.scales_and_zeros)
+
+    def decoded(self, rows: slice) -> torch.Tensor:
+        values = nibbles(self.pairs[rows]).flatten(2).bfloat16().sub_(8)
+        return torch.addcmul(self.zeros[rows], values, self.scales[rows]).flatten(1)
+
+    def gather(self, ids: torch.Tensor) -> torch.Tensor:
+        values = nibbles(self.pairs[ids]).flatten(2).float() - 8
+        return (values * self.scales[ids] + self.zeros[ids]).flatten(1)
+
+
+class Int8Weight(PackedWeight):
+    """q int8 [N, K], scales [N]: w = q · scale."""
+
+    num_rows_packed = INT8_ROWS
+
+    def __init__(self, values: torch.Tensor, scales: torch.Tensor) -> None:
+        self.values, self.scales = values, scales.bfloat16()
+        self.rows, self.columns = values.shape
+        self.num_bytes = values.numel() + 2 * len(scales)
+
+    def packed(self, x: torch.Tensor) -> torch.Tensor:
+        return torch._weight_int8pack_mm(x, self.values, self.scales)
+
+    def decoded(self, rows: slice) -> torch.Tensor:
+        return self.values[rows].bfloat16()
+
+    def scaled(self, product: torch.Tensor, rows: slice) -> torch.Tensor:
+        return product * self.scales[rows]
+
+    def gather(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.values[ids].float() * self.scales[ids].float()[:, None]
+
+
+def int4_parts(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Blocks of 4 bits, stored rows → (values uint8 [n, K], scales and minima float32 [n, K / 32])."""
+    rows = len(stored.data)
+    blocks = stored.data.reshape(-1, stored.encoding.block_bytes)
+    if stored.encoding.name == "Q4_K":
+        scales, minima = scales_and_minima(blocks)
+        values = nibbles(blocks[:, 16:144].reshape(-1, 4, 32))
+        return values.reshape(rows, -1), scales.reshape(rows, -1), -minima.reshape(rows, -1)
+    is_plain = stored.encoding.name == "Q4_0"
+    scales = half(blocks, 0)
+    minima = -8 * scales if is_plain else half(blocks, 2)
+    values = nibbles(blocks[:, 2:18] if is_plain else blocks[:, 4:20])
+    return values.reshape(rows, -1), scales.view(rows, -1), minima.view(rows, -1)
+
+
+def int8_parts(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stored rows → (values int8 [n, K], scales bfloat16 [n]); the integers answer to the rounded scale."""
+    values = dequantize(stored).float()
+    scales = (values.abs().amax(1) / 127).bfloat16()
+    divisors = torch.where(scales > 0, scales.float(), 1)[:, None]
+    return torch.round(values / divisors).clamp_(-127, 127).to(torch.int8), scales
+
+
+class PrepackedScheme:
+    """Reads what the checkpoint's own scheme reads."""
+
+    name = "prepacked"
+
+    def __init__(self, stored_as: QuantScheme) -> None:
+        self.stored_as = stored_as
+        self.used: set[str] = set()
+
+    @staticmethod
+    def refuse() -> str | None:
+        return PROBE.reason()
+
+    @property
+    def description(self) -> str:
+        return f"{' '.join(sorted(self.used))} (PyTorch)"
+
+    def reads(self, part: MatrixPart) -> list[TensorRead]:
+        return self.stored_as.reads(part)
+
+    def num_bytes(self, read: TensorRead, encoding: Encoding, dtype_bytes: int) -> int:
+        """The int4 kernel's copy and one for decoding; 8 bits else."""
+        if len(read.shape) < 2:
+            return read.num_values * dtype_bytes
+        return read.num_values * 5 // 4 if encoding.name in INT4_ENCODINGS else read.num_values
+
+    def load(self, parts: Sequence[MatrixPart], loading: Loading) -> PackedWeight:
+        windows = (stored for part in parts for stored in self._windows(part, loading))
+        first = next(windows)
+        is_int4 = first.encoding.name in INT4_ENCODINGS and parts[0].num_columns % GROUP == 0
+        found = []
+        for stored in _chained(first, windows):
+            if is_int4 and stored.encoding.name not in INT4_ENCODINGS:
+                return self.load_mixed(parts, loading)
+            found.append(int4_parts(stored) if is_int4 else int8_parts(stored))
+        merged = [torch.cat(each) for each in zip(*found, strict=True)]
+        if is_int4 and len(merged[0]) % 16 == 0:
+            self.used.add("int4")
+            return Int4Weight(*merged)
+        if is_int4:
+            return self.load_mixed(parts, loading)
+        self.used.add("int8")
+        return Int8Weight(*merged)
+
+    def load_mixed(self, parts: Sequence[MatrixPart], loading: Loading) -> Int8Weight:
+        """8 bits hold anything."""
+        found = [int8_parts(stored) for part in parts for stored in self._windows(part, loading)]
+        self.used.add("int8")
+        return Int8Weight(*[torch.cat(each) for each in zip(*found, strict=True)])
+
+    def _windows(self, part: MatrixPart, loading: Loading) -> Iterator[StoredTensor]:
+        step = max(part.unit, WINDOW_VALUES // part.num_columns // part.unit * part.unit)
+        for read, own in zip(self.reads(part), weight_reads(part), strict=True):
+            run = own.slices[0]
+            for first in range(run.start, run.stop, step):
+                rows = slice(first, min(first + step, run.stop))
+                stored = loading.read(read._replace(slices=(rows, part.columns)))
+                yield stored._replace(data=part.arranged(stored.data))
+
+
+def _chained(first: StoredTensor, rest: Iterator[StoredTensor]) -> Iterator[StoredTensor]:
+    yield first
+    yield from rest
+
+
+@dataclass
+class Probe:
+    """Whether this torch's kernels are right and fast here, tried once: they promise nothing between versions,
+    and where there is no kernel, a reference loop is right and thirty times too slow."""
+
+    result: str | None = None
+    is_done: bool = False
+
+    def reason(self) -> str | None:
+        if not self.is_done:
+            self.result, self.is_done = self._try(), True
+            if self.result:
+                log.warning("PyTorch's packed kernels are not used: %s", self.result)
+        return self.result
+
+    def _try(self) -> str | None:
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randint(0, 16, (1024, 512), generator=generator, dtype=torch.uint8)
+        scales = torch.rand(1024, 16, generator=generator) * 0.01
+        x = torch.randn(2, 512, generator=generator).bfloat16()
+        try:
+            weights = (Int4Weight(values, scales, -8 * scales), Int8Weight(values.to(torch.int8), scales[:, 0]))
+            return next((reason for weight in weights if (reason := tried(weight, x))), None)
+        except (AttributeError, RuntimeError) as error:
+            return f"torch {torch.__version__} has none for this processor ({error})"
+        return None
+
+
+PROBE = Probe()
+
+
+def tried(weight: PackedWeight, x: torch.Tensor) -> str | None:
+    """What is wrong with a packed kernel, None when nothing is."""
+    name, version, rows = type(weight).__name__, torch.__version__, slice(0, weight.rows)
+    plain = weight.decoded(rows)
+    expected = weight.scaled(functional.linear(x, plain), rows).float()
+    if not (weight.packed(x).float() - expected).norm() <= 0.02 * expected.norm():
+        return f"{name} is wrong in torch {version}"
+    if fastest(lambda: weight.packed(x)) > 3 * fastest(lambda: functional.linear(x, plain)):
+        return f"{name} is slower than bfloat16 in torch {version}"
+    return None
+
+
+def fastest(function: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few calls."""
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,147 @@
+"""The CPU's library: compiled once, known by what it is made of, the same numbers from every version of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from tabstop.attention.cpu import CpuAttention
+from tabstop.attention.reference import ReferenceAttention
+from tabstop.kernels.cpu import build, library
+from tabstop.quant.tiles import multiply_torch
+from tests.attention.test_cpu import Steps, allocate, make_need
+from tests.quant.test_tiles import FORMATS, error, random_weight
+from tests.tiny import tiny_llama
+
+if reason := library.refuse():
+    pytest.skip(reason, allow_module_level=True)
+
+VERSIONS = {
+    "avx512": ("-march=x86-64-v4",),
+    "avx2": ("-march=x86-64-v3",),
+    "portable": ("-DTABSTOP_PORTABLE",),
+}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for an optimiser here."""
+    monkeypatch.setattr(build, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in build.FLAGS))
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_is_compiled_once_and_known_by_what_it_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[tuple[str, int, int]] = []
+    first = build.build(tmp_path, lambda *stage: stages.append(stage))
+    assert [stage[1:] for stage in stages] == [(0, 1), (1, 1)]
+    again = build.build(tmp_path, lambda *stage: stages.append(stage))
+    assert again == first and len(stages) == 2
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == ["", ".so"]  # the lock and the library, no rests
+
+    compiler = build.compiler()
+    assert compiler is not None
+    names = {build.digest(compiler, ("-O3",)), build.digest(compiler, ("-O2",))}
+    monkeypatch.setattr(build, "cpu_flags", lambda: "sse2")
+    names.add(build.digest(compiler, ("-O3",)))
+    other = tmp_path / "another compiler"
+    other.write_text("#!/bin/sh\necho 1.0")
+    other.chmod(0o755)
+    names.add(build.digest(str(other), ("-O3",)))
+    sources = tmp_path / "sources"
+    shutil.copytree(build.SOURCES, sources)
+    (sources / "matrix.h").write_text((sources / "matrix.h").read_text() + "\n")
+    monkeypatch.setattr(build, "SOURCES", sources)
+    names.add(build.digest(compiler, ("-O3",)))
+    assert len(names) == 5
+
+
+@pytest.mark.usefixtures("quick")
+def test_two_that_start_at_once_compile_once(tmp_path: Path) -> None:
+    stages: list[int] = []
+    threads = [threading.Thread(target=build.build, args=(tmp_path, lambda *stage: stages.append(1))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stages) == 2
+
+
+def test_a_compiler_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "g++"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo too old >&2; exit 1; }')
+    broken.chmod(0o755)
+    monkeypatch.setattr(build, "compiler", lambda: str(broken))
+    with pytest.raises(build.CannotBuild, match=r"failed; a newer one may do: install g\+\+.*too old"):
+        build.build(tmp_path / "cache")
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["lock"]
+    monkeypatch.setattr(build, "compiler", lambda: shutil.which("true"))
+    (tmp_path / "file").touch()
+    with pytest.raises(build.CannotBuild, match="cannot write"):
+        build.build(tmp_path / "file")
+
+
+SCRIPT = """
+import logging, sys
+logging.basicConfig(format="%(message)s")
+from tabstop import LLM, SamplingParams
+from tabstop.engine.build import build_core
+llm = LLM(model=sys.argv[1], max_model_len=64)
+print(llm._client.core.info.kernels)
+for output in llm.generate([[5, 6, 7, 8]], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False):
+    print(output.outputs[0].token_ids)
+llm.close()
+"""
+
+
+def test_without_a_compiler_it_is_said_once_and_served_all_the_same(tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tiny_llama(tmp_path / "model"))],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("there is no C++ compiler: install g++") == 1
+    kernels, ids = done.stdout.splitlines()
+    assert "int8 (PyTorch)" in kernels and "'attention': 'sdpa'" in kernels and len(ids.split(",")) == 8
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.fixture(scope="module", params=list(VERSIONS))
+def version(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Makes the named version this process's library; only one that this machine can run."""
+    flags = " ".join((build.cpu_flags(), "")).split()
+    needed = {"avx512": "avx512dq", "avx2": "avx2", "portable": ""}[request.param]
+    if needed and needed not in flags:
+        pytest.skip(f"this processor has no {needed}")
+    made = library.open_library(build.build(tmp_path_factory.mktemp("library"), None, VERSIONS[request.param]))
+    before, library._chosen.library = library.library(), made
+    request.addfinalizer(lambda: setattr(library._chosen, "library", before))
+    return str(request.param)
+
+
+def test_every_version_multiplies_as_the_twin_does(version: str) -> None:
+    assert library.machine() == version
+    for form in FORMATS:
+        weight = random_weight(form, 70, 100)
+        x = torch.randn(21, 100)
+        alone = torch.cat([weight.multiply(row[None], None) for row in x])
+        assert error(weight.multiply(x, None), multiply_torch(weight, x, None)) < 2e-6
+        assert torch.equal(weight.multiply(x, None), alone)
+
+
+def test_every_version_attends_as_the_reference_does(version: str) -> None:
+    need = make_need(6, 2, 64)
+    steps, reference, backend = Steps(need), ReferenceAttention(need), CpuAttention(need)
+    expected_kv, kv = allocate(reference, need), allocate(backend, need)
+    for lens in ([30, 1, 9, 300], [1, 1, 5, 1]):
+        batch, (q, k, v) = steps.next(lens)
+        expected = reference.run(q, k, v, expected_kv, reference.plan(batch), 0.125, 40)
+        found = backend.run(q, k, v, kv, backend.plan(batch), 0.125, 40)
+        assert error(found, expected) < 3e-3, version

@@ -1,0 +1,98 @@
+"""What goes to PyTorch's packed kernels, against the float matrix; and attention beside it, against the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tabstop.attention import Need
+from tabstop.attention.reference import ReferenceAttention
+from tabstop.attention.sdpa import SdpaAttention
+from tabstop.kernels.cpu import library
+from tabstop.quant.gguf import dequantize
+from tabstop.quant.prepacked import PROBE, Int4Weight, Int8Weight, Probe, int4_parts, int8_parts
+from tests.attention.test_cpu import STEPS, Steps, allocate
+from tests.models.oracle import load, oracle_logits
+from tests.models.paged import PagedRunner
+from tests.quant.test_tiles import error, stored
+from tests.tiny import llama_config, tiny_llama
+from tests.tiny_gguf import write_gguf
+
+if reason := PROBE.reason():
+    pytest.skip(reason, allow_module_level=True)
+
+COUNTS = (1, 2, 8, 33, 64, 65, 600)
+
+
+@pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q4_K"])
+def test_blocks_of_4_bits_keep_their_integers(encoding: str) -> None:
+    blocks = stored(encoding, 48, 256)
+    weight, expected = Int4Weight(*int4_parts(blocks)), dequantize(blocks)
+    assert error(weight.decoded(slice(0, 48)).float(), expected) < 4e-3  # scales are bfloat16
+    ids = torch.tensor([47, 0, 5])
+    assert error(weight.gather(ids), expected[ids]) < 6e-3
+    for count in COUNTS:
+        x = torch.randn(count, 256)
+        assert error(weight.multiply(x, None), x @ expected.T) < 1e-2
+
+
+@pytest.mark.parametrize("encoding", ["Q5_0", "Q6_K", "Q8_0", "F16", "BF16"])
+def test_other_weights_are_rounded_to_8_bits_a_row(encoding: str) -> None:
+    blocks = stored(encoding, 37, 256)
+    weight, expected = Int8Weight(*int8_parts(blocks)), dequantize(blocks).float()
+    ids = torch.tensor([36, 0, 5])
+    assert error(weight.gather(ids), expected[ids]) < 3e-2
+    bias = torch.randn(37)
+    for count in COUNTS:
+        x = torch.randn(count, 256)
+        assert error(weight.multiply(x, bias), x @ expected.T + bias) < 3e-2
+
+
+def test_a_probe_finds_wrong_and_missing_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda x, values, scales: x @ values.bfloat16().T)
+    assert Probe()._try() == f"Int8Weight is wrong in torch {torch.__version__}"
+    monkeypatch.delattr(torch, "_weight_int4pack_mm_for_cpu")
+    assert "has none for this processor" in str(Probe()._try())
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library._chosen, "library", None)
+    monkeypatch.setattr(library._chosen, "reason", "there is no compiler")
+
+
+@pytest.mark.usefixtures("no_library")
+@pytest.mark.parametrize(("encoding", "form"), [("Q4_1", "int4"), ("Q8_0", "int8")])
+def test_a_file_is_served_without_a_library(encoding: str, form: str, tmp_path: Path) -> None:
+    written = write_gguf(tmp_path / "model.gguf", llama_config(hidden_size=64, vocab_size=320), encoding)
+    served: Any = load(written.path, dtype="auto")
+    assert served.weights == f"{form} (PyTorch)"
+    ids = list(range(5, 60))
+    expected = PagedRunner(load(written.path)).logits(ids)
+    assert error(PagedRunner(served, backend=ReferenceAttention).logits(ids), expected) < 0.05
+
+
+@pytest.mark.usefixtures("no_library")
+def test_a_folder_is_served_without_a_library(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path)
+    served: Any = load(folder, dtype="auto")
+    (expected,) = oracle_logits(folder, [list(range(40))])
+    assert served.weights == "int8 (PyTorch)"
+    assert error(PagedRunner(served).logits(list(range(40))), expected) < 0.05
+
+
+@pytest.mark.parametrize("window", [None, 7, 300])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 16), (9, 3, 64), (14, 2, 128)])
+def test_attention_in_bfloat16_equals_the_reference(heads: int, kv_heads: int, dim: int, window: int | None) -> None:
+    need = Need(heads, kv_heads, dim, torch.float32, torch.bfloat16, torch.device("cpu"), 16)
+    steps, reference, backend = Steps(need), ReferenceAttention(need), SdpaAttention(need)
+    expected_kv, kv = allocate(reference, need), allocate(backend, need)
+    for lens in [*STEPS, [1]]:
+        steps.tables, steps.lens = steps.tables[: len(lens)], steps.lens[: len(lens)]
+        batch, (q, k, v) = steps.next(lens)
+        expected = reference.run(q, k, v, expected_kv, reference.plan(batch), dim**-0.5, window)
+        assert error(backend.run(q, k, v, kv, backend.plan(batch), dim**-0.5, window), expected) < 1e-2
+    assert torch.equal(kv, expected_kv)
