@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tabstop.bench.cli_money import cost, plan
@@ -277,11 +278,11 @@ def sanity_command(
     for claim in read_claims(claims):
         flags = check(claim)
         num_flagged += bool(flags)
-        console.print(
-            f"{'[red]impossible[/red]' if flags else '[green]possible[/green]  '} {claim.name}", highlight=False
-        )
+        verdict = "[red]impossible[/red]" if flags else "[green]possible[/green]  "
+        console.print(f"{verdict} {escape(claim.name)}", highlight=False)
         for flag in flags:
-            console.print(f"    {flag.what.split(':')[0]}: {flag.claim}; {flag.limit} ({flag.why})", highlight=False)
+            told = escape(f"{flag.what.split(':')[0]}: {flag.claim}; {flag.limit} ({flag.why})")
+            console.print(f"    {told}", highlight=False)
     console.print(f"{num_flagged} impossible claims")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tabstop.bench.cost import (
@@ -60,7 +61,7 @@ def cost(
     for figure in figures:
         interval = f" [{number(figure.low)}, {number(figure.high or 0.0)}]" if figure.low is not None else ""
         shown = "n/a" if figure.value is None else number(figure.value) + interval
-        table.add_row(figure.name, shown.replace("[", "\\["), figure.unit, figure.source)
+        table.add_row(*map(escape, (figure.name, shown, figure.unit, figure.source)))
     console.print(table, highlight=False)
     curve = ", ".join(f"{100 * share:g} %: ${number(value)}" for share, value in utilization_curve(figures))
     console.print(f"a million output tokens by utilisation: {curve}", highlight=False)

@@ -238,7 +238,9 @@ def _check_url(url: str) -> None:
         parts = urlsplit(url)
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port out of range
-        is_good = False
+        is_good, parts = False, urlsplit("")
+    if parts.username is not None:
+        raise ConfigError("the address holds a password, which the report would keep: send it with --header instead")
     if not is_good:
         raise ConfigError(f"{url!r} is no address of an HTTP server; write http://HOST:PORT")
 

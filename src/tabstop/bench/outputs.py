@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tabstop.bench.export import capacity_line, summary_table, to_csv, to_markdown, verdict_table
@@ -58,32 +59,31 @@ def show(report: BenchReport, folder: Path, console: Console) -> None:
         for pair in report.comparison.pairs:
             _show_table(console, verdict_table(pair.judgements), f"{pair.candidate} against {pair.baseline}")
             if pair.refused:
-                console.print(f"[yellow]not comparable[/yellow]: {pair.refused}", highlight=False)
+                console.print(f"[yellow]not comparable[/yellow]: {escape(pair.refused)}", highlight=False)
     if report.sweep is not None:
         console.print(capacity_line(report), highlight=False)
     for run in report.runs:
         tokens = run.summary.tokens
         for message, count in run.summary.errors.items():
-            console.print(f"[red]{count} x[/red] {message}", highlight=False)
+            console.print(f"[red]{count} x[/red] {escape(message)}", highlight=False)
         if tokens.num_output_mismatches or tokens.num_prompt_mismatches:
             console.print(
                 f"[yellow]token accounts differ[/yellow]: output in {tokens.num_output_mismatches}, "
-                f"prompt in {tokens.num_prompt_mismatches} requests of {run.label}",
+                f"prompt in {tokens.num_prompt_mismatches} requests of {escape(run.label)}",
                 highlight=False,
             )
         for flag in run.sanity:
-            console.print(
-                f"[red]cannot be true[/red] {flag.what}: {flag.claim}; {flag.limit} ({flag.why})", highlight=False
-            )
+            told = escape(f"{flag.what}: {flag.claim}; {flag.limit} ({flag.why})")
+            console.print(f"[red]cannot be true[/red] {told}", highlight=False)
         for fault in run.invalid:
-            console.print(f"[bold red]INVALID[/bold red] {run.label}: {fault}", highlight=False)
+            console.print(f"[bold red]INVALID[/bold red] {escape(run.label)}: {escape(fault)}", highlight=False)
         if run.is_interrupted:
-            console.print(f"[yellow]interrupted[/yellow]: {run.label} holds what was measured until then")
-    console.print(f"report: {folder / 'report.html'}", highlight=False)
+            console.print(f"[yellow]interrupted[/yellow]: {escape(run.label)} holds what was measured until then")
+    console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False)
 
 
 def _show_table(console: Console, rows: list[list[str]], title: str) -> None:
-    table = Table(*rows[0], title=title, title_justify="left")
+    table = Table(*map(escape, rows[0]), title=escape(title), title_justify="left")
     for row in rows[1:]:
-        table.add_row(*[f"[{VERDICT_STYLES[c]}]{c}[/]" if c in VERDICT_STYLES else c.replace("[", "\\[") for c in row])
+        table.add_row(*[f"[{VERDICT_STYLES[c]}]{c}[/]" if c in VERDICT_STYLES else escape(c) for c in row])
     console.print(table, highlight=False)

@@ -7,6 +7,7 @@ version. Knows no layout; prompts, answers and keys are never in it.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,8 @@ from tabstop.errors import InputError
 SCHEMA = "tabstop-bench-report/1"
 NUM_CURVE_POINTS = 101
 MAX_TIMELINE_BINS = 120
-SECRET_HEADERS = ("authorization", "x-api-key", "api-key", "cookie")
+SECRET_HEADERS = ("auth", "key", "token", "cookie", "secret")  # parts of their names
+SECRET_OPTIONS = re.compile(r"(--[\w-]*(?:api[-_]?key|secret|password|token)[= ]+)[^\s'\"]+")  # of a started server
 
 
 class Timeline(msgspec.Struct, frozen=True):
@@ -111,18 +113,20 @@ def describe_endpoint(endpoint: Endpoint, facts: ServerFacts, start_command: str
         dialect=endpoint.dialect,
         model=endpoint.sampling.model,
         label=endpoint.label,
-        start_command=start_command,
+        start_command=SECRET_OPTIONS.sub(r"\1…", start_command) if start_command else None,
         facts=facts,
     )
 
 
 def redacted(command: Sequence[str]) -> list[str]:
-    """The command line without the values of secret headers."""
+    """The command line without the values of secret headers and of started servers' keys, and as proper UTF-8."""
     kept = []
-    for word in command:
+    for number, word in enumerate(command):
         name, colon, _ = word.partition(":")
-        is_secret = colon and name.split("=")[-1].strip().lower() in SECRET_HEADERS
-        kept.append(f"{name}: …" if is_secret else word)
+        is_header = colon and (word.startswith("--header=") or command[max(0, number - 1)] == "--header")
+        is_secret = is_header and any(part in name.lower() for part in SECRET_HEADERS)
+        shown = f"{name}: …" if is_secret else SECRET_OPTIONS.sub(r"\1…", word)
+        kept.append(shown.encode("utf-8", "replace").decode())
     return kept
 
 
