@@ -7,6 +7,7 @@ the chunks; one token a chunk (marked unverified). Knows tokenizers and records,
 from __future__ import annotations
 
 import bisect
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -15,7 +16,9 @@ from pathlib import Path
 import msgspec
 import tokenizers
 
+from tabstop.bench.dialects import UNREADABLE
 from tabstop.bench.records import Chunk, CountSource, Record
+from tabstop.bench.servers import DIRECT
 from tabstop.errors import InputError
 
 Counter = Callable[[str], int]
@@ -78,9 +81,9 @@ class RemoteCounter:
         body = msgspec.json.encode({self.field: text, "add_special_tokens": False})
         request = urllib.request.Request(self.url, data=body, headers={"content-type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with DIRECT.open(request, timeout=30) as response:
                 answer = msgspec.json.decode(response.read())
-        except (urllib.error.URLError, OSError, msgspec.DecodeError) as error:
+        except (urllib.error.URLError, OSError, http.client.HTTPException, *UNREADABLE) as error:
             raise InputError(f"{self.url} does not tokenise: {error}") from None
         tokens = answer.get("tokens", answer.get("count")) if isinstance(answer, dict) else answer
         if not isinstance(tokens, list | int):
