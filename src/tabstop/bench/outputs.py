@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,12 +23,37 @@ VERDICT_STYLES = {"faster": "green", "slower": "red", "no difference": "cyan", "
 
 
 def output_folder(wanted: Path | None, kind: str) -> Path:
-    """Raises InputError where it cannot be made."""
+    """Raises InputError where it cannot be made or not be written into."""
     folder = wanted or Path(f"bench-{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+    check_writable(folder)
+    return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Raises InputError where no file can be made, before anything is measured for it."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write into the folder {folder}: {error.strerror}; choose another --out") from None
+
+
+def write_somewhere(
+    report: BenchReport, records: Sequence[tuple[str, Sequence[Record]]], wanted: Path | None, **how: Any
+) -> Path:
+    """write_all() into the folder that was wanted, else into a temporary one: nothing that was measured is lost."""
+    try:
+        folder = output_folder(wanted, report.kind)
+        write_all(report, records, folder, **how)
+    except (InputError, OSError) as error:
+        folder = Path(tempfile.mkdtemp(prefix="tabstop-bench-"))
+        write_all(report, records, folder, **how)
+        told = f"warning: the report is not where it should be ({error}), but in {folder}"
+        Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
     return folder
 
 
