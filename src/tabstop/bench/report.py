@@ -17,6 +17,7 @@ import numpy as np
 
 from tabstop.bench.client import Endpoint
 from tabstop.bench.compare import Comparison, Pair
+from tabstop.bench.dialects import UNREADABLE
 from tabstop.bench.metrics import Summary, Window, latency_samples
 from tabstop.bench.probe import ServerFacts
 from tabstop.bench.records import ClientHealth, Record
@@ -101,6 +102,12 @@ class BenchReport(msgspec.Struct, kw_only=True):
     @property
     def is_valid(self) -> bool:
         return not any(run.invalid for run in self.runs)
+
+
+class _Versioned(msgspec.Struct):
+    """What a report of any version says first."""
+
+    schema: str
 
 
 def now() -> str:
@@ -201,9 +208,15 @@ def read_report(path: Path) -> BenchReport:
     except OSError as error:
         raise InputError(f"cannot read the report {path}: {error.strerror}") from None
     try:
-        report = msgspec.json.decode(content, type=BenchReport, dec_hook=lambda kind, value: kind(value))
-    except msgspec.DecodeError as error:
+        schema = msgspec.json.decode(content, type=_Versioned).schema
+        if schema != SCHEMA:
+            raise InputError(f"{path} has the schema {schema!r}; this version reads {SCHEMA!r}")
+        return msgspec.json.decode(content, type=BenchReport, dec_hook=lambda kind, value: kind(value))
+    except UNREADABLE as error:
         raise InputError(f"{path} is not a benchmark report: {error}") from None
-    if report.schema != SCHEMA:
-        raise InputError(f"{path} has the schema {report.schema!r}; this version reads {SCHEMA!r}")
-    return report
+
+
+def doubts(report: BenchReport) -> list[str]:
+    """Why nothing should be built on its numbers, one line each."""
+    found = [f"INVALID, {run.label}: {fault}" for run in report.runs for fault in run.invalid]
+    return found + [f"{run.label} was interrupted" for run in report.runs if run.is_interrupted]
