@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
+import signal
+import sys
 import urllib.request
+from collections.abc import Callable
 
+import psutil
 import pytest
 
-from tabstop.bench.servers import answers, command_words
+from tabstop.bench.servers import Fleet, Server, answers, command_words
 from tabstop.bench.tokens import RemoteCounter
 from tabstop.errors import InputError
 from tests.bench.test_hostile import serving, status
@@ -38,3 +44,51 @@ def test_garbage_is_no_answer_and_no_tokenizer() -> None:
                 await asyncio.to_thread(RemoteCounter, url)
 
     asyncio.run(run())
+
+
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+)
+
+
+def shell_with_a_stubborn_child(monkeypatch: pytest.MonkeyPatch) -> tuple[Server, list[psutil.Process]]:
+    """A shell that dies of SIGTERM at once and leaves a child that does not."""
+    child = f"{sys.executable} -c {shlex.quote(STUBBORN)}"
+    server = Server(command=f"sh -c {shlex.quote(child + ' & wait')}")
+    found: list[psutil.Process] = []
+
+    def is_deaf(_: str) -> bool:
+        assert server.log is not None and server._process is not None
+        found[:] = psutil.Process(server._process.pid).children()
+        return b"deaf" in server.log.read_bytes()
+
+    monkeypatch.setattr("tabstop.bench.servers.answers", is_deaf)
+    server.command += " {port}"  # so that it is asked at all
+    server.start()
+    return server, found
+
+
+def test_children_that_outlive_their_server_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, children = shell_with_a_stubborn_child(monkeypatch)
+    server.stop()
+    assert children and psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_an_interrupt_while_servers_stop_leaves_none_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers, children = zip(*(shell_with_a_stubborn_child(monkeypatch) for _ in range(2)), strict=True)
+    monkeypatch.setattr(servers[1]._process, "wait", interrupted_once(servers[1]._process.wait))
+    with pytest.raises(KeyboardInterrupt):
+        Fleet(list(servers)).__exit__()
+    everyone = [child for family in children for child in family]
+    assert len(everyone) == 2 and psutil.wait_procs(everyone, timeout=10)[1] == []
+
+
+def interrupted_once(wait: Callable[..., int]) -> Callable[..., int]:
+    waits = iter([True])
+
+    def waiting(*arguments: float) -> int:
+        if next(waits, False):
+            os.kill(os.getpid(), signal.SIGINT)
+        return wait(*arguments)
+
+    return waiting

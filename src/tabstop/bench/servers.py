@@ -103,20 +103,26 @@ class Server:
 
     def stop(self) -> None:
         """Ends the server and all that it started, and deletes its log."""
-        if self._process is not None:
-            self._end(self._process)
-            self._process = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = self.log = None
+        process, folder = self._process, self._folder
+        self._process = self._folder = self.log = None
+        try:
+            if process is not None:
+                self._end(process)
+        finally:
+            if folder is not None:
+                folder.cleanup()
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+        """Politely, then by force: also what outlives its parent, and whatever an impatient Ctrl-C cuts short."""
+        try:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
+                os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
-                break
+                process.wait(10.0)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 class Fleet:
@@ -137,8 +143,9 @@ class Fleet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in self.servers:
-            server.stop()
+        with contextlib.ExitStack() as stack:  # one that fails to stop keeps no other one running
+            for server in self.servers:
+                stack.callback(server.stop)
 
     def use(self, number: int) -> tuple[str, bool]:
         """The URL of a server that runs now, and whether it was started just for this."""
