@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
+import json
 import os
 import shlex
 import signal
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable
 
 import psutil
 import pytest
 
+from tabstop.bench.client import Endpoint
+from tabstop.bench.run import Tokenization, counter_for
 from tabstop.bench.servers import Fleet, Server, answers, command_words
 from tabstop.bench.tokens import RemoteCounter
 from tabstop.errors import InputError
@@ -92,3 +97,25 @@ def interrupted_once(wait: Callable[..., int]) -> Callable[..., int]:
         return wait(*arguments)
 
     return waiting
+
+
+class Locked(http.server.BaseHTTPRequestHandler):
+    """A tokenizer for those who have the key."""
+
+    def do_POST(self) -> None:
+        text = json.loads(self.rfile.read(int(self.headers["content-length"]))).get("prompt", "")
+        self.send_response(200 if self.headers["authorization"] == "Bearer key" else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps({"tokens": text.split()}).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+
+def test_a_tokenizer_behind_a_key_counts() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), Locked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = Endpoint(url=f"http://127.0.0.1:{server.server_port}", headers={"Authorization": "Bearer key"})
+        count = counter_for(endpoint, Tokenization())
+        server.shutdown()
+    assert count is not None

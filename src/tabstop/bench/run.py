@@ -96,7 +96,7 @@ def counter_for(endpoint: Endpoint, tokens: Tokenization) -> Callable[[str], int
     if tokens.tokenizer is not None:
         return LocalTokenizer.load(tokens.tokenizer).count
     try:
-        return RemoteCounter(endpoint.url)
+        return RemoteCounter(endpoint.url, endpoint.headers)
     except InputError:
         return None
 

@@ -10,7 +10,7 @@ import bisect
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -64,7 +64,8 @@ class RemoteCounter:
 
     FORMS = (("/tokenize", "prompt"), ("/tokenize", "content"), ("/tokenize", "inputs"), ("/extras/tokenize", "input"))
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        self.headers = {**(headers or {}), "content-type": "application/json"}
         root = url.rstrip("/").removesuffix("/v1")
         self.url, self.field = root, ""
         for path, field in self.FORMS:
@@ -79,7 +80,7 @@ class RemoteCounter:
     def __call__(self, text: str) -> int:
         """Raises InputError when the server does not answer as a tokenizer would."""
         body = msgspec.json.encode({self.field: text, "add_special_tokens": False})
-        request = urllib.request.Request(self.url, data=body, headers={"content-type": "application/json"})
+        request = urllib.request.Request(self.url, data=body, headers=self.headers)
         try:
             with DIRECT.open(request, timeout=30) as response:
                 answer = msgspec.json.decode(response.read())
