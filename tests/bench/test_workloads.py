@@ -160,13 +160,25 @@ def test_trace_replay_keeps_times_and_lengths() -> None:
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n0,1,many\n", "line 2 is not a time and two numbers"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "has no rows"),
         ("", "it has none"),
+        ("time,input,output\nnan,1,2\n", "line 2"),
+        ("time,input,output\n0,inf,2\n", "line 2"),
+        ("time,input,output\n0,1,1e300\n", "line 2"),
+        ("time,input,output\n0,1,2\n1,-5,2\n", "line 3"),
+        ("time,input,output\n0,1,2\n1e12,1,2\n", "more than a year"),
+        (f'time,input,output\n"0,1,2\n{"x" * 200_000}', "is no CSV file: field larger"),
+        ("time,input,output\n\udcff,1,2\n", "is no CSV file: 'utf-8'"),
     ],
 )
 def test_a_bad_trace_is_one_clear_error(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "trace.csv"
-    path.write_text(content)
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=message):
         read_trace(str(path))
+
+
+def test_a_spreadsheets_byte_order_mark_is_no_column(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("\ufefftime,input,output\n5,1,2\n")
+    assert read_trace(str(tmp_path / "trace.csv")).times.tolist() == [0]
 
 
 def test_other_column_names_and_orders_are_read(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ Knows random numbers only. All functions return ascending offsets from the start
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tabstop.bench.statistics import Floats
@@ -20,7 +22,7 @@ def arrivals(process: str, rate: float, num_arrivals: int, rng: np.random.Genera
     The gaps are never rescaled to end at n/rate: that would take the count's variance away.
     Raises ConfigError for an unknown process or a rate that is not positive.
     """
-    if rate <= 0:
+    if not 0 < rate < math.inf:
         raise ConfigError(f"the rate is {rate:g}; it must be over 0 requests a second")
     if process == "constant":
         return np.arange(num_arrivals, dtype=np.float64) / rate

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tabstop.bench.cli_money import cost, plan
@@ -23,7 +24,7 @@ from tabstop.bench.exits import EXIT_INTERRUPTED, EXIT_INVALID, fails_in_one_lin
 from tabstop.bench.fingerprint import fingerprint
 from tabstop.bench.gate import GateLimits
 from tabstop.bench.options import Options, check_extras, make_endpoint, make_setup, parse_slo, with_options
-from tabstop.bench.outputs import output_folder, show, write_all
+from tabstop.bench.outputs import check_writable, output_folder, show, write_somewhere
 from tabstop.bench.progress import LiveProgress
 from tabstop.bench.records import Record
 from tabstop.bench.report import (
@@ -67,6 +68,8 @@ def _checked_setup(options: Options) -> RunSetup:
     _hourly(options)
     if options.out is not None:
         output_folder(options.out, "")
+    else:
+        check_writable(Path())
     return setup
 
 
@@ -107,8 +110,8 @@ def _check_sanity(options: Options, runs: list[RunSection]) -> None:
 
 def _finish(report: BenchReport, records: list[tuple[str, list[Record]]], options: Options, failure: str = "") -> None:
     """Writes and shows the report. Raises InputError for a failure that ended the measurement early, typer.Exit."""
-    folder = output_folder(options.out, report.kind)
-    write_all(report, records, folder, keep_text=options.keep_text, price_per_hour=_hourly(options))
+    how = {"keep_text": options.keep_text, "price_per_hour": _hourly(options)}
+    folder = write_somewhere(report, records, options.out, **how)
     show(report, folder, Console())
     if failure:
         raise InputError(f"the measurement ended early: {failure}")
@@ -117,6 +120,8 @@ def _finish(report: BenchReport, records: list[tuple[str, list[Record]]], option
     for run in report.runs:
         if run.summary.errors and not run.summary.outcomes.get("ok"):
             raise InputError(f"not one request to {run.label} succeeded: {next(iter(run.summary.errors))}")
+        if run.summary.outcomes.get("ok") and not max(run.summary.output_lengths.values(), default=0):
+            raise InputError(f"not one answer of {run.label} held a token: there is nothing to measure")
     if not report.is_valid:
         raise typer.Exit(EXIT_INVALID)
 
@@ -163,9 +168,13 @@ def compare_command(
     ] = False,
     label: Annotated[list[str] | None, typer.Option(help="names of the endpoints, in order")] = None,
     blocks: Annotated[int, typer.Option(help="ABBA blocks; each endpoint runs twice in each")] = 10,
-    aa_blocks: Annotated[int, typer.Option(help="blocks of the baseline against itself; 0: none")] = 5,
-    minimum_effect: Annotated[float, typer.Option(help="smaller differences are no difference (0.01 = 1 %)")] = 0.01,
-    max_output_difference: Annotated[float, typer.Option(help="gate: output tokens may differ by so much")] = 0.02,
+    aa_blocks: Annotated[int, typer.Option(min=0, help="blocks of the baseline against itself; 0: none")] = 5,
+    minimum_effect: Annotated[
+        float, typer.Option(min=0, help="smaller differences are no difference (0.01 = 1 %)")
+    ] = 0.01,
+    max_output_difference: Annotated[
+        float, typer.Option(min=0, help="gate: output tokens may differ by so much")
+    ] = 0.02,
     max_unequal_answers: Annotated[
         float | None, typer.Option(help="gate: share of greedy answers that may differ; default: not looked at")
     ] = None,
@@ -230,9 +239,13 @@ def sweep_command(
     start: Start = None,
     start_timeout: StartTimeout = 600.0,
     percentile: Annotated[float, typer.Option(help="share of requests that must keep the --slo")] = 0.99,
-    max_requests: Annotated[int, typer.Option(help="requests per rate of the search, if not decided before")] = 2000,
-    min_duration: Annotated[float, typer.Option(help="seconds a rate must last before it can pass")] = 10.0,
-    saturating_concurrency: Annotated[int, typer.Option(help="requests in flight that saturate the server")] = 64,
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="requests per rate of the search, if not decided before")
+    ] = 2000,
+    min_duration: Annotated[float, typer.Option(min=0, help="seconds a rate must last before it can pass")] = 10.0,
+    saturating_concurrency: Annotated[
+        int, typer.Option(min=1, help="requests in flight that saturate the server")
+    ] = 64,
 ) -> None:
     """Latency against throughput, the saturation point, and the largest rate that meets the SLO."""
     setup = _checked_setup(options)
@@ -277,24 +290,26 @@ def sanity_command(
     for claim in read_claims(claims):
         flags = check(claim)
         num_flagged += bool(flags)
-        console.print(
-            f"{'[red]impossible[/red]' if flags else '[green]possible[/green]  '} {claim.name}", highlight=False
-        )
+        verdict = "[red]impossible[/red]" if flags else "[green]possible[/green]  "
+        console.print(f"{verdict} {escape(claim.name)}", highlight=False)
         for flag in flags:
-            console.print(f"    {flag.what.split(':')[0]}: {flag.claim}; {flag.limit} ({flag.why})", highlight=False)
+            told = escape(f"{flag.what.split(':')[0]}: {flag.claim}; {flag.limit} ({flag.why})")
+            console.print(f"    {told}", highlight=False)
     console.print(f"{num_flagged} impossible claims")
 
 
 @bench_app.command("selftest")
 @fails_in_one_line
 def selftest_command(
-    streams: Annotated[int, typer.Option(help="streams of 4 tokens a second for the clock check")] = 500,
-    seconds: Annotated[float, typer.Option(help="length of the clock check")] = 20.0,
-    repeats: Annotated[int, typer.Option(help="A/A comparisons in all; a fifth of them through sockets")] = 200,
-    workers: Annotated[int, typer.Option(help="client processes")] = 2,
+    streams: Annotated[int, typer.Option(min=1, help="streams of 4 tokens a second for the clock check")] = 500,
+    seconds: Annotated[float, typer.Option(min=1, help="length of the clock check")] = 20.0,
+    repeats: Annotated[int, typer.Option(min=20, help="A/A comparisons in all; a fifth of them through sockets")] = 200,
+    workers: Annotated[int, typer.Option(min=1, help="client processes")] = 2,
     out: Annotated[Path | None, typer.Option(help="write the checks and the recorded noise here (JSON)")] = None,
 ) -> None:
     """Measure the measuring: clocks, token accounts, false verdicts and power, against a golden server."""
+    if out is not None:
+        check_writable(out.parent)
     spec = SelfTestSpec(
         num_streams=streams,
         seconds=seconds,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tabstop.bench.cost import (
@@ -22,10 +23,10 @@ from tabstop.bench.cost import (
 )
 from tabstop.bench.exits import fails_in_one_line
 from tabstop.bench.export import number
-from tabstop.bench.options import parse_slo
+from tabstop.bench.options import check_number, parse_slo
 from tabstop.bench.plan import fit, make_plan
 from tabstop.bench.records import read_jsonl
-from tabstop.bench.report import read_report
+from tabstop.bench.report import BenchReport, doubts, read_report
 from tabstop.bench.workloads.trace import Trace, read_trace
 from tabstop.errors import ConfigError
 
@@ -54,18 +55,26 @@ def cost(
     question = CostQuestion(
         price=paid, utilization=utilization, acceptance=acceptance, api_prices=_api_prices(api_price), tariff=tariff
     )
-    figures = cost_figures([read_report(path) for path in reports], question)
+    measured = [read_report(path) for path in reports]
+    figures = cost_figures(measured, question)
     console = Console()
     table = Table("figure", "value", "unit", "source")
     for figure in figures:
         interval = f" [{number(figure.low)}, {number(figure.high or 0.0)}]" if figure.low is not None else ""
         shown = "n/a" if figure.value is None else number(figure.value) + interval
-        table.add_row(figure.name, shown.replace("[", "\\["), figure.unit, figure.source)
+        table.add_row(*map(escape, (figure.name, shown, figure.unit, figure.source)))
     console.print(table, highlight=False)
     curve = ", ".join(f"{100 * share:g} %: ${number(value)}" for share, value in utilization_curve(figures))
     console.print(f"a million output tokens by utilisation: {curve}", highlight=False)
+    _warn(console, measured)
     if paid.age(today) > OLD_AFTER:
         console.print(f"[yellow]warning:[/yellow] the price is {paid.age(today)} days old: check it, or give --price")
+
+
+def _warn(console: Console, reports: list[BenchReport]) -> None:
+    for report in reports:
+        for doubt in doubts(report):
+            console.print(f"[yellow]warning:[/yellow] {escape(doubt)}", highlight=False)
 
 
 def _api_prices(written: str) -> dict[str, float]:
@@ -95,6 +104,9 @@ def plan(
     limits, level = parse_slo(slo)
     if limits is None or (limits.ttft is None and limits.tpot is None):
         raise ConfigError("--slo must limit ttft or tpot, e.g. ttft_p99=0.5,tpot_p99=0.05")
+    check_number("speed", speed, 0.0)
+    check_number("seed", seed, 0)
+    paid = parse_price(price, devices, datetime.date.today()) if price else None
     measured = read_report(report)
     rows = read_trace(trace)
     rows = Trace(rows.times / speed, rows.inputs, rows.outputs)
@@ -120,7 +132,7 @@ def plan(
         f"{number(1e3 * model.decode_slope)} ms a running request, at most {model.max_running} at once",
         highlight=False,
     )
-    if price:
-        paid = parse_price(price, devices, datetime.date.today())
+    _warn(console, [measured])
+    if paid:
         monthly = paid.hourly * result.replicas * HOURS_A_MONTH
         console.print(f"${monthly:,.0f} a month ({paid.source})", highlight=False)

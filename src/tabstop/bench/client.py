@@ -15,12 +15,24 @@ from collections.abc import Callable
 import aiohttp
 import msgspec
 
-from tabstop.bench.dialects import Dialect, Event, Sampling, decode_event, decode_whole, error_text, make_dialect
+from tabstop.bench.dialects import (
+    UNREADABLE,
+    Dialect,
+    Event,
+    Sampling,
+    decode_event,
+    decode_whole,
+    error_text,
+    make_dialect,
+)
 from tabstop.bench.records import Chunk, Message, Record, Turn
 from tabstop.bench.sse import EventParser
 from tabstop.errors import InputError
 
 READ_BUFFER = 1 << 20  # bytes; aiohttp's 64 KB pauses reading under bursts
+MAX_BODY, MAX_TOKEN_BYTES = 16 << 20, 16 << 10  # an answer's size: so much, and so much more for each token asked for
+MAX_TOKEN_RATIO, FREE_TOKENS = 16, 64  # more tokens or chunks than this × max_tokens + that: a server without a limit
+MAX_COUNT = 1 << 31  # tokens; nobody's prompt is longer
 Clock = Callable[[], float]
 
 
@@ -103,6 +115,8 @@ class Client:
         except asyncio.CancelledError:
             record.outcome = "superseded"
             raise
+        except Exception as error:  # whatever a server can provoke: an answer that broke the client was never "ok"
+            record.outcome, record.error = "error", f"the answer cannot be read ({type(error).__name__})"
         finally:
             record.ended = self.now()
             record.digest = hashlib.sha256(record.text.encode("utf-8", "replace")).hexdigest()[:16]
@@ -110,24 +124,34 @@ class Client:
 
     async def _ask(self, prepared: Prepared, record: Record) -> None:
         headers = {"content-type": "application/json", "x-request-id": request_id(record)}
-        async with self.session.post(prepared.url, data=prepared.body, headers=headers) as response:
+        post = self.session.post(prepared.url, data=prepared.body, headers=headers, allow_redirects=False)
+        async with post as response:
             if response.status != 200:
-                raise InputError(f"HTTP {response.status}: {_error_body(await response.read())}")
+                raise InputError(await _refusal(response))
             collector = Collector(self.dialect, record)
             if not self.endpoint.sampling.stream:
-                body = await response.read()
+                body = await read_body(response, MAX_BODY + MAX_TOKEN_BYTES * record.max_tokens)
                 arrived = self.now()
                 self.num_bytes += len(body)
                 collector.take_whole(body, arrived)
                 return
             try:
-                while received := await response.content.readany():
-                    arrived = self.now()
-                    self.num_bytes += len(received)
-                    collector.feed(received, arrived)
-                collector.finish()
+                await self._read_stream(response, collector)
             finally:
                 record.text = "".join(collector.texts)
+
+    async def _read_stream(self, response: aiohttp.ClientResponse, collector: Collector) -> None:
+        left = MAX_BODY + MAX_TOKEN_BYTES * collector.record.max_tokens
+        while received := await response.content.readany():
+            arrived = self.now()
+            self.num_bytes += len(received)
+            left -= len(received)
+            if left < 0:
+                raise InputError(f"an answer of more than {MAX_BODY >> 20} MB: its end was not waited for")
+            collector.feed(received, arrived)
+        if response.content_type != "text/event-stream" and not collector.is_ended:
+            raise InputError(f"not a stream: the server answered with {response.content_type} (--no-stream reads JSON)")
+        collector.finish()
 
 
 class Collector:
@@ -168,16 +192,26 @@ class Collector:
             record.finish_reason = event.finish_reason
         for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):
             if (value := getattr(event, name)) is not None:
+                self._check_count(name, value)
                 setattr(record, name, value)
         num_tokens = -1
         if event.num_tokens is not None:
             num_tokens = event.num_tokens
         elif event.total_tokens is not None:
             num_tokens = event.total_tokens - self.num_known
+        self._check_count("completion_tokens", max(len(record.chunks), self.num_known + num_tokens, 0))
         if event.text or num_tokens > 0:
             self.num_known += max(0, num_tokens)
             self.texts.append(event.text)
             record.chunks.append(Chunk(arrived, num_tokens, len(event.text)))
+
+    def _check_count(self, name: str, value: int) -> None:
+        """Raises InputError for a number of tokens that nobody can have made."""
+        wanted = self.record.max_tokens
+        if name == "completion_tokens" and wanted and value > MAX_TOKEN_RATIO * wanted + FREE_TOKENS:
+            raise InputError(f"the server ignores max_tokens: {wanted} were asked for, {value} came")
+        if not 0 <= value <= MAX_COUNT:
+            raise InputError(f"the server reports {value} {name}")
 
     def finish(self) -> None:
         """Raises InputError if the stream stopped without saying that it was over."""
@@ -187,10 +221,28 @@ class Collector:
             raise InputError("broken SSE: the stream stopped without a finish reason or [DONE]")
 
 
+async def read_body(response: aiohttp.ClientResponse, limit: int = MAX_BODY) -> bytes:
+    """The whole body. Raises InputError for one that is longer than `limit`, which may have no end."""
+    parts, size = [], 0
+    while part := await response.content.readany():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise InputError(f"HTTP {response.status} with a body of more than {limit >> 20} MB")
+    return b"".join(parts)
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> str:
+    """What to say of an answer that is none. A redirect is not followed: its detour would be measured."""
+    if target := response.headers.get("location"):
+        return f"HTTP {response.status}: it sends its clients to {target}: measure that address"
+    return f"HTTP {response.status}: {_error_body(await read_body(response))}"
+
+
 def _error_body(body: bytes) -> str:
     try:
         decoded = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return error_text(body[:300].decode("utf-8", "replace")) or "without a word of explanation"
     return error_text(decoded.get("error", decoded) if isinstance(decoded, dict) else decoded)
 

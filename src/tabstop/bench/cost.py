@@ -8,6 +8,7 @@ whole price is put on the output tokens.
 from __future__ import annotations
 
 import datetime
+import math
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -79,10 +80,26 @@ def read_book(path: Path | None = None) -> list[dict[str, Any]]:
         )
         entries = list(tomllib.loads(text)["price"])
         for entry in entries:
-            float(entry["hourly"]), int(entry["devices"]), entry["name"], entry["date"], entry["source"]
+            _check_entry(entry)
         return entries
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a price book ({error}); see docs/benchmarking.md for its fields") from None
+
+
+def _check_entry(entry: dict[str, Any]) -> None:
+    """Raises ValueError, TypeError or KeyError for what is no entry of a price book."""
+    if not 0 <= float(entry["hourly"]) < math.inf or int(entry["devices"]) < 1:
+        raise ValueError("hourly must be 0 or more, devices 1 or more")
+    if not isinstance(entry["name"], str) or not isinstance(entry["source"], str):
+        raise ValueError("name and source are texts")
+    if type(entry["date"]) is not datetime.date:
+        raise ValueError("date is a day without quotes: 2026-11-25")
+
+
+def check_devices(num_devices: int) -> None:
+    """Raises InputError for a machine without devices."""
+    if num_devices < 1:
+        raise InputError(f"--devices is {num_devices}; it must be at least 1")
 
 
 def parse_price(written: str, num_devices: int, today: datetime.date) -> Price:
@@ -90,10 +107,11 @@ def parse_price(written: str, num_devices: int, today: datetime.date) -> Price:
     amount, _, unit = written.lstrip("$").partition("/")
     try:
         hourly = float(amount)
-        if hourly < 0 or unit not in ("", "hour", "h", "gpu-hour", "device-hour"):
+        if not 0 <= hourly < math.inf or unit not in ("", "hour", "h", "gpu-hour", "device-hour"):
             raise ValueError
     except ValueError:
         raise InputError(f"cannot read --price {written!r}; write 4.10/gpu-hour or 32.77/hour") from None
+    check_devices(num_devices)
     if unit in ("gpu-hour", "device-hour"):
         hourly *= num_devices
     return Price(hourly=hourly, source=f"--price {written}, {num_devices} devices", date=today, name="given")
@@ -101,6 +119,7 @@ def parse_price(written: str, num_devices: int, today: datetime.date) -> Price:
 
 def book_price(name: str, num_devices: int | None = None, book: Path | None = None) -> Price:
     """An entry by name; with `num_devices`, that share of it. Raises InputError, listing the book, if absent."""
+    check_devices(1 if num_devices is None else num_devices)
     entries = read_book(book)
     for entry in entries:
         if entry["name"].lower() == name.lower():
@@ -177,8 +196,7 @@ def cost_figures(reports: Sequence[BenchReport], question: CostQuestion) -> list
     mixes = [mix for report in reports for mix in mixes_of(report)]
     if not mixes:
         raise InputError("the reports hold no run that made tokens")
-    if not 0 < question.utilization <= 1:
-        raise InputError(f"--utilization is {question.utilization:g}; it must be over 0 and at most 1")
+    _check_question(question)
     capacity = capacity_of(mixes)
     price = question.price
     second = price.hourly / 3600
@@ -203,6 +221,18 @@ def cost_figures(reports: Sequence[BenchReport], question: CostQuestion) -> list
     figures += _break_even(capacity, question)
     figures += _energy_figures(reports, question)
     return figures
+
+
+def _check_question(question: CostQuestion) -> None:
+    """Raises InputError for shares and prices that cannot be."""
+    for name in ("utilization", "acceptance"):
+        share = getattr(question, name)
+        if share is not None and not 0 < share <= 1:
+            raise InputError(f"--{name} is {share:g}; it must be over 0 and at most 1")
+    amounts = question.api_prices | ({} if question.tariff is None else {"tariff": question.tariff})
+    for name, amount in amounts.items():
+        if not 0 <= amount < math.inf:
+            raise InputError(f"the price {name} is {amount:g}; it must be 0 or more")
 
 
 def _split_figures(mixes: Sequence[Mix], second: float, utilization: float, price: Price) -> list[Figure]:

@@ -13,6 +13,8 @@ import msgspec
 from tabstop.bench.records import Turn
 from tabstop.errors import ConfigError, InputError
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # all that msgspec raises for bad JSON
+
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one event of a stream says."""
@@ -324,7 +326,7 @@ def decode_event(dialect: Dialect, data: bytes) -> Event:
         return Event(is_end=True)
     try:
         return dialect.parse(data)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         shown = data[:80].decode("utf-8", "replace")
         raise InputError(f"broken SSE: an event is not {dialect.name} JSON ({error}): {shown!r}") from None
 
@@ -333,7 +335,7 @@ def decode_whole(dialect: Dialect, body: bytes) -> Event:
     """An answer that did not stream. Raises InputError when it is not what this dialect's servers send."""
     try:
         return dialect.parse_whole(body)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         shown = body[:80].decode("utf-8", "replace")
         raise InputError(f"the answer is not {dialect.name} JSON ({error}): {shown!r}") from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import secrets
 import typing
 from collections.abc import Callable
@@ -127,12 +128,30 @@ def with_options(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[...
     return decorate
 
 
+LEAST = {  # option → its least value; a float only for a bound that must itself be exceeded
+    **dict.fromkeys(("num_requests", "concurrency", "workers", "turns", "prefixes", "max_input", "devices"), 1),
+    **dict.fromkeys(("seed", "trace_skip", "prefix_tokens", "ramp", "rest", "warm_up", "warm_up_requests"), 0),
+    **dict.fromkeys(("temperature", "think_time", "cancel_rate", "max_lag"), 0),
+    **dict.fromkeys(("timeout", "trace_speed", "cancel_after", "shape", "duration", "weight_bytes"), 0.0),
+    "vocabulary": 2,
+}
+
+
+def check_number(name: str, value: float, least: float) -> None:
+    """Raises ConfigError for an option that is no number, or under `least` (0.0: not over it)."""
+    is_open = isinstance(least, float)
+    if not math.isfinite(value) or value < least or (is_open and value == least):
+        limit = f"{'over' if is_open else 'at least'} {least:g}"
+        raise ConfigError(f"--{name.replace('_', '-')} is {value:g}; it must be a number, {limit}")
+
+
 def make_setup(options: Options) -> RunSetup:
     """Raises ConfigError for contradicting or unreadable options."""
     if options.rate is not None and options.concurrency is not None:
         raise ConfigError("--rate is an open loop, --concurrency a closed one: give only one of them")
-    if options.num_requests < 1 or (options.concurrency is not None and options.concurrency < 1) or options.workers < 1:
-        raise ConfigError("--num-requests, --concurrency and --workers must be at least 1")
+    for name, least in LEAST.items():
+        if (value := getattr(options, name)) is not None:
+            check_number(name, value, least)
     slo, _ = parse_slo(options.slo)
     if slo is not None and not options.stream and (slo.ttft, slo.tpot, slo.itl_max) != (None, None, None):
         raise ConfigError(
@@ -238,7 +257,9 @@ def _check_url(url: str) -> None:
         parts = urlsplit(url)
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port out of range
-        is_good = False
+        is_good, parts = False, urlsplit("")
+    if parts.username is not None:
+        raise ConfigError("the address holds a password, which the report would keep: send it with --header instead")
     if not is_good:
         raise ConfigError(f"{url!r} is no address of an HTTP server; write http://HOST:PORT")
 
@@ -271,7 +292,7 @@ def parse_slo(written: str) -> tuple[Slo | None, float | None]:
             levels.add(level)
         try:
             limits[name] = float(value.removesuffix("s"))
-            if name not in Slo.__struct_fields__ or limits[name] <= 0:
+            if name not in Slo.__struct_fields__ or not 0 < limits[name] < math.inf:
                 raise ValueError
         except ValueError:
             known = ", ".join(Slo.__struct_fields__)
@@ -280,7 +301,10 @@ def parse_slo(written: str) -> tuple[Slo | None, float | None]:
         raise ConfigError(
             f"--slo names several percentiles ({', '.join(sorted(levels))}); a request is good or not: name one"
         )
-    share = float(levels.pop()) / 100 if levels else None
+    try:
+        share = float(levels.pop()) / 100 if levels else None
+    except ValueError:
+        share = math.nan
     if share is not None and not 0 < share < 1:
         raise ConfigError("--slo: a percentile lies between 0 and 100, e.g. ttft_p99=0.5")
     return (Slo(**limits) if limits else None), share

@@ -253,6 +253,8 @@ def resampled(trace: Trace, rng: np.random.Generator, block: float = RESAMPLE_BL
 
 def check_range(trace: Trace, model: ReplicaModel) -> None:
     """Raises InputError where the trace goes past what was measured."""
+    if trace.times[-1] <= trace.times[0]:
+        raise InputError("all requests of the trace come at one time: it has no rate to plan for")
     longest = int(trace.inputs.max())
     if longest > PROMPT_SLACK * model.max_prompt:
         raise InputError(

@@ -13,8 +13,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from tabstop.bench.client import Client, Endpoint, monotonic_since, open_session, prepare
-from tabstop.bench.dialects import DIALECTS, OpenAIChat, make_dialect
+from tabstop.bench.client import Client, Endpoint, monotonic_since, open_session, prepare, read_body
+from tabstop.bench.dialects import DIALECTS, UNREADABLE, OpenAIChat, make_dialect
 from tabstop.bench.records import Message, Record, Turn
 from tabstop.bench.tokens import resolve
 from tabstop.errors import InputError
@@ -77,13 +77,13 @@ async def _identify(session: aiohttp.ClientSession, endpoint: Endpoint, facts: S
     for path in IDENTITY_PATHS:
         try:
             async with session.get(root + path, timeout=aiohttp.ClientTimeout(total=30)) as response:
-                facts.server_header = response.headers.get("server", facts.server_header)
+                facts.server_header = _printable(response.headers.get("server", facts.server_header))
                 if response.status == 200 and "json" in response.headers.get("content-type", ""):
-                    facts.identity[path] = _trim(msgspec.json.decode(await response.read()))
+                    facts.identity[path] = _trim(msgspec.json.decode(await read_body(response)))
         except (aiohttp.ClientConnectionError, TimeoutError, OSError) as error:
             told = str(error).replace(" ssl:default", "") or type(error).__name__
             raise InputError(f"cannot reach {root}: {told}; is the server running, is the port right?") from None
-        except (aiohttp.ClientError, msgspec.DecodeError):
+        except (aiohttp.ClientError, InputError, *UNREADABLE):
             continue
     listed = facts.identity.get("/v1/models")
     if isinstance(listed, dict) and isinstance(listed.get("data"), list):
@@ -128,8 +128,15 @@ def _explain(endpoint: Endpoint, record: Record, facts: ServerFacts) -> str:
     model = endpoint.sampling.model
     if record.error.startswith(("HTTP 404", "HTTP 400")) and facts.models and model not in facts.models:
         return f"{endpoint.url} does not know the model {model!r}; it offers {', '.join(facts.models[:8])}"
+    if record.error.startswith(("HTTP 401", "HTTP 403")):
+        return f"{endpoint.url} wants a key: {record.error}; set TABSTOP_BENCH_API_KEY"
     hint = "; is the dialect right (--dialect)?" if record.error.startswith(("HTTP 404", "HTTP 405")) else ""
     return f"{endpoint.url} does not answer as {endpoint.dialect}: {record.error}{hint}"
+
+
+def _printable(header: str) -> str:
+    """A header without the surrogates that stand for bytes which are no UTF-8: no report could be written with them."""
+    return header.encode("utf-8", "replace").decode()
 
 
 def _trim(value: Any, depth: int = 0) -> Any:

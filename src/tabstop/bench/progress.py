@@ -9,6 +9,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tabstop.bench.metrics import is_failure
@@ -46,7 +47,7 @@ class LiveProgress:
     def task(self, title: str, total: int | None) -> RunProgress:
         for old in self._progress.task_ids:
             self._progress.remove_task(old)
-        number = self._progress.add_task(title, total=total, rates="")
+        number = self._progress.add_task(escape(title), total=total, rates="")
         return RunProgress(self._progress, number, title, total, self._console)
 
 
@@ -75,7 +76,9 @@ class RunProgress:
             if not self._console.is_terminal and now - self._logged >= LOG_INTERVAL:
                 self._logged = now
                 of_total = f"/{self._total}" if self._total else ""
-                self._console.print(f"{self._title}: {self._num_done}{of_total} requests, {self._rates(now)}")
+                self._console.print(
+                    f"{self._title}: {self._num_done}{of_total} requests, {self._rates(now)}", markup=False
+                )
 
     def _rates(self, now: float) -> str:
         span = max(0.5, min(RATE_WINDOW, now - self._began))

@@ -7,6 +7,7 @@ version. Knows no layout; prompts, answers and keys are never in it.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import numpy as np
 
 from tabstop.bench.client import Endpoint
 from tabstop.bench.compare import Comparison, Pair
+from tabstop.bench.dialects import UNREADABLE
 from tabstop.bench.metrics import Summary, Window, latency_samples
 from tabstop.bench.probe import ServerFacts
 from tabstop.bench.records import ClientHealth, Record
@@ -27,7 +29,8 @@ from tabstop.errors import InputError
 SCHEMA = "tabstop-bench-report/1"
 NUM_CURVE_POINTS = 101
 MAX_TIMELINE_BINS = 120
-SECRET_HEADERS = ("authorization", "x-api-key", "api-key", "cookie")
+SECRET_HEADERS = ("auth", "key", "token", "cookie", "secret")  # parts of their names
+SECRET_OPTIONS = re.compile(r"(--[\w-]*(?:api[-_]?key|secret|password|token)[= ]+)[^\s'\"]+")  # of a started server
 
 
 class Timeline(msgspec.Struct, frozen=True):
@@ -101,6 +104,12 @@ class BenchReport(msgspec.Struct, kw_only=True):
         return not any(run.invalid for run in self.runs)
 
 
+class _Versioned(msgspec.Struct):
+    """What a report of any version says first."""
+
+    schema: str
+
+
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -111,18 +120,20 @@ def describe_endpoint(endpoint: Endpoint, facts: ServerFacts, start_command: str
         dialect=endpoint.dialect,
         model=endpoint.sampling.model,
         label=endpoint.label,
-        start_command=start_command,
+        start_command=SECRET_OPTIONS.sub(r"\1…", start_command) if start_command else None,
         facts=facts,
     )
 
 
 def redacted(command: Sequence[str]) -> list[str]:
-    """The command line without the values of secret headers."""
+    """The command line without the values of secret headers and of started servers' keys, and as proper UTF-8."""
     kept = []
-    for word in command:
+    for number, word in enumerate(command):
         name, colon, _ = word.partition(":")
-        is_secret = colon and name.split("=")[-1].strip().lower() in SECRET_HEADERS
-        kept.append(f"{name}: …" if is_secret else word)
+        is_header = colon and (word.startswith("--header=") or command[max(0, number - 1)] == "--header")
+        is_secret = is_header and any(part in name.lower() for part in SECRET_HEADERS)
+        shown = f"{name}: …" if is_secret else SECRET_OPTIONS.sub(r"\1…", word)
+        kept.append(shown.encode("utf-8", "replace").decode())
     return kept
 
 
@@ -197,9 +208,15 @@ def read_report(path: Path) -> BenchReport:
     except OSError as error:
         raise InputError(f"cannot read the report {path}: {error.strerror}") from None
     try:
-        report = msgspec.json.decode(content, type=BenchReport, dec_hook=lambda kind, value: kind(value))
-    except msgspec.DecodeError as error:
+        schema = msgspec.json.decode(content, type=_Versioned).schema
+        if schema != SCHEMA:
+            raise InputError(f"{path} has the schema {schema!r}; this version reads {SCHEMA!r}")
+        return msgspec.json.decode(content, type=BenchReport, dec_hook=lambda kind, value: kind(value))
+    except UNREADABLE as error:
         raise InputError(f"{path} is not a benchmark report: {error}") from None
-    if report.schema != SCHEMA:
-        raise InputError(f"{path} has the schema {report.schema!r}; this version reads {SCHEMA!r}")
-    return report
+
+
+def doubts(report: BenchReport) -> list[str]:
+    """Why nothing should be built on its numbers, one line each."""
+    found = [f"INVALID, {run.label}: {fault}" for run in report.runs for fault in run.invalid]
+    return found + [f"{run.label} was interrupted" for run in report.runs if run.is_interrupted]

@@ -96,7 +96,7 @@ def counter_for(endpoint: Endpoint, tokens: Tokenization) -> Callable[[str], int
     if tokens.tokenizer is not None:
         return LocalTokenizer.load(tokens.tokenizer).count
     try:
-        return RemoteCounter(endpoint.url)
+        return RemoteCounter(endpoint.url, endpoint.headers)
     except InputError:
         return None
 
@@ -129,11 +129,13 @@ def plan_run(endpoint: Endpoint, setup: RunSetup, maker: PromptMaker) -> LoadPla
 
 
 def warm_up(pool: WorkerPool, endpoint: Endpoint, setup: RunSetup, maker: PromptMaker) -> None:
-    """Asks a few requests whose prompts no measured run uses."""
+    """Asks a few requests whose prompts no measured run uses. Raises KeyboardInterrupt if that came meanwhile."""
     if setup.warm_up_requests:
         spec = msgspec.structs.replace(setup.workload, num_requests=setup.warm_up_requests, salt=10**6, cancel_rate=0.0)
         load = LoadSpec(concurrency=max(1, setup.warm_up_requests // 2))
-        pool.run(plan_run(endpoint, msgspec.structs.replace(setup, workload=spec, load=load), maker))
+        result = pool.run(plan_run(endpoint, msgspec.structs.replace(setup, workload=spec, load=load), maker))
+        if result.is_interrupted:
+            raise KeyboardInterrupt
 
 
 def execute(
@@ -145,7 +147,10 @@ def execute(
     result = pool.run(plan, report)
     joules = joules_used()
     if isinstance(maker, TextMaker) and not result.is_interrupted:
-        verify(result.records, maker.counter)
+        try:
+            verify(result.records, maker.counter)
+        except KeyboardInterrupt:
+            result.is_interrupted = True
     outcome = conclude(result, setup)
     outcome.joules, outcome.energy_note = joules, energy_note
     return outcome

@@ -7,6 +7,7 @@ prints its URL as its first line (as the golden one does) needs none.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import shlex
@@ -22,6 +23,8 @@ from tempfile import TemporaryDirectory
 from tabstop.errors import InputError
 
 READY_PATHS = ("/readyz", "/health", "/v1/models", "/info", "/")
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Past any proxy of the environment, as the measured requests go: a proxy cannot reach a server of this machine."""
 URL_LINE = re.compile(rb"^(https?://[^\s]+)\s*$", re.MULTILINE)
 
 
@@ -57,7 +60,7 @@ class Server:
             return self.url
         port = free_port()
         self._url = f"http://127.0.0.1:{port}"
-        words = [word.replace("{port}", str(port)) for word in shlex.split(self.command)]
+        words = [word.replace("{port}", str(port)) for word in command_words(self.command)]
         self._folder = TemporaryDirectory(prefix="tabstop-bench-")
         self.log = Path(self._folder.name) / "server.log"
         try:
@@ -100,20 +103,26 @@ class Server:
 
     def stop(self) -> None:
         """Ends the server and all that it started, and deletes its log."""
-        if self._process is not None:
-            self._end(self._process)
-            self._process = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = self.log = None
+        process, folder = self._process, self._folder
+        self._process = self._folder = self.log = None
+        try:
+            if process is not None:
+                self._end(process)
+        finally:
+            if folder is not None:
+                folder.cleanup()
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+        """Politely, then by force: also what outlives its parent, and whatever an impatient Ctrl-C cuts short."""
+        try:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
+                os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
-                break
+                process.wait(10.0)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 class Fleet:
@@ -134,8 +143,9 @@ class Fleet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in self.servers:
-            server.stop()
+        with contextlib.ExitStack() as stack:  # one that fails to stop keeps no other one running
+            for server in self.servers:
+                stack.callback(server.stop)
 
     def use(self, number: int) -> tuple[str, bool]:
         """The URL of a server that runs now, and whether it was started just for this."""
@@ -154,6 +164,17 @@ class Fleet:
         return f"the server {server.name!r} ended during the run; its last words:\n{server.tail()}"
 
 
+def command_words(command: str) -> list[str]:
+    """Raises InputError for a command without a word, or with a quote that does not end."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"cannot read --start {command!r}: {error}") from None
+    if not words:
+        raise InputError("--start is empty: give a command that starts a server")
+    return words
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -164,12 +185,12 @@ def answers(url: str) -> bool:
     """True if any usual path answers and none says "not ready"."""
     for path in READY_PATHS:
         try:
-            with urllib.request.urlopen(url.rstrip("/").removesuffix("/v1") + path, timeout=5) as response:
+            with DIRECT.open(url.rstrip("/").removesuffix("/v1") + path, timeout=5) as response:
                 return bool(response.status < 400)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == 503:
                 return False
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, OSError, http.client.HTTPException):
             return False
     return False

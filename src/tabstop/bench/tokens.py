@@ -7,15 +7,18 @@ the chunks; one token a chunk (marked unverified). Knows tokenizers and records,
 from __future__ import annotations
 
 import bisect
+import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import tokenizers
 
+from tabstop.bench.dialects import UNREADABLE
 from tabstop.bench.records import Chunk, CountSource, Record
+from tabstop.bench.servers import DIRECT
 from tabstop.errors import InputError
 
 Counter = Callable[[str], int]
@@ -61,7 +64,8 @@ class RemoteCounter:
 
     FORMS = (("/tokenize", "prompt"), ("/tokenize", "content"), ("/tokenize", "inputs"), ("/extras/tokenize", "input"))
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        self.headers = {**(headers or {}), "content-type": "application/json"}
         root = url.rstrip("/").removesuffix("/v1")
         self.url, self.field = root, ""
         for path, field in self.FORMS:
@@ -76,11 +80,11 @@ class RemoteCounter:
     def __call__(self, text: str) -> int:
         """Raises InputError when the server does not answer as a tokenizer would."""
         body = msgspec.json.encode({self.field: text, "add_special_tokens": False})
-        request = urllib.request.Request(self.url, data=body, headers={"content-type": "application/json"})
+        request = urllib.request.Request(self.url, data=body, headers=self.headers)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with DIRECT.open(request, timeout=30) as response:
                 answer = msgspec.json.decode(response.read())
-        except (urllib.error.URLError, OSError, msgspec.DecodeError) as error:
+        except (urllib.error.URLError, OSError, http.client.HTTPException, *UNREADABLE) as error:
             raise InputError(f"{self.url} does not tokenise: {error}") from None
         tokens = answer.get("tokens", answer.get("count")) if isinstance(answer, dict) else answer
         if not isinstance(tokens, list | int):

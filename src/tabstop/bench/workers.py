@@ -83,7 +83,9 @@ def read_frame(stream: IO[bytes]) -> bytes | None:
     header = stream.read(4)
     if len(header) < 4:
         return None
-    return stream.read(int.from_bytes(header, "big"))
+    size = int.from_bytes(header, "big")
+    data = stream.read(size)
+    return data if len(data) == size else None  # cut: the worker was killed while it wrote
 
 
 class WorkerPool:
@@ -126,7 +128,7 @@ class WorkerPool:
         def take(record: Record) -> None:
             result.records.append(record)
             if report is not None and report(record) and not result.is_stopped:
-                result.is_stopped = True
+                result.is_stopped = start.is_over = True
                 self._kill()
 
         with ThreadPoolExecutor(self.num_workers) as threads:
@@ -138,7 +140,7 @@ class WorkerPool:
             try:
                 result.health = [wait.result() for wait in waits]
             except KeyboardInterrupt:
-                result.is_interrupted = True
+                result.is_interrupted = start.is_over = True
                 self._kill()  # the drivers see the pipes end
         if result.is_interrupted or result.is_stopped:
             self.__exit__()
@@ -154,6 +156,7 @@ class _Start:
 
     def __init__(self, num_workers: int) -> None:
         self.at = 0.0
+        self.is_over = False  # the pool itself ends its workers
         self.barrier = threading.Barrier(num_workers, action=self._agree)
 
     def _agree(self) -> None:
@@ -162,14 +165,18 @@ class _Start:
 
 def _drive(process: subprocess.Popen[bytes], job: Job, start: _Start, take: Callable[[Record], None]) -> ClientHealth:
     assert process.stdin is not None and process.stdout is not None
-    write_frame(process.stdin, job)
+    with contextlib.suppress(BrokenPipeError):  # a dead worker is found below, at the end of its output
+        write_frame(process.stdin, job)
     decode = msgspec.msgpack.Decoder(Frame).decode
     while (data := read_frame(process.stdout)) is not None:
         frame = decode(data)
         if isinstance(frame, RecordFrame):
             take(frame.record)
         elif isinstance(frame, ReadyFrame):
-            start.barrier.wait()
+            try:
+                start.barrier.wait()
+            except threading.BrokenBarrierError:
+                return ClientHealth()  # another worker failed, and says why
             write_frame(process.stdin, start.at)
         elif isinstance(frame, DoneFrame):
             return frame.health
@@ -177,8 +184,8 @@ def _drive(process: subprocess.Popen[bytes], job: Job, start: _Start, take: Call
             start.barrier.abort()
             raise from_code(frame.code, frame.message) if frame.code else InternalError(frame.message)
     start.barrier.abort()
-    if process.poll() is not None and process.returncode not in (0, -signal.SIGKILL):
-        raise InternalError(f"a benchmark worker died with code {process.returncode}")
+    if not start.is_over:  # the kernel kills with the pool's own signal where memory ends
+        raise InternalError(f"a benchmark worker died with code {process.wait()}: half a run is none")
     return ClientHealth()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import math
 from importlib import resources
 from pathlib import Path
 from typing import IO
@@ -16,10 +17,12 @@ import numpy as np
 
 from tabstop.bench.records import Session
 from tabstop.bench.workloads import WorkloadSpec
+from tabstop.bench.workloads.lengths import MAX_LENGTH
 from tabstop.bench.workloads.prompts import PromptMaker, turn_of
 from tabstop.errors import InputError
 
 BUILT_IN = {"azure-code": "azure-code-trace.csv"}
+MAX_SPAN = 366 * 86400.0  # seconds; longer ones count milliseconds, or worse
 COLUMNS = {
     "time": ("timestamp", "time", "arrival", "arrived_at"),
     "input": ("contexttokens", "input", "input_tokens", "request tokens", "input_length", "prompt_tokens"),
@@ -49,8 +52,11 @@ def read_trace(source: str) -> Trace:
     path = Path(source)
     if not path.is_file():
         raise InputError(f"no trace {source!r}: give a CSV file or one of {', '.join(BUILT_IN)}")
-    with path.open(encoding="utf-8", newline="") as file:
-        return _parse(file, source)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte-order mark
+            return _parse(file, source)
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise InputError(f"{source} is no CSV file: {error}") from None
 
 
 def _parse(file: IO[str], source: str) -> Trace:
@@ -70,21 +76,28 @@ def _parse(file: IO[str], source: str) -> Trace:
             try:
                 input_tokens, output_tokens = (int(float(row[positions[name]])) for name in ("input", "output"))
                 rows.append((_seconds(row[positions["time"]]), input_tokens, output_tokens))
-            except (ValueError, IndexError):
+                if not (0 <= input_tokens <= MAX_LENGTH and 0 <= output_tokens <= MAX_LENGTH):
+                    raise ValueError
+            except (ValueError, IndexError, OverflowError):
                 raise InputError(
-                    f"{source} line {number} is not a time and two numbers: {','.join(row)[:80]}"
+                    f"{source} line {number} is not a time and two numbers of tokens: {','.join(row)[:80]}"
                 ) from None
     if not rows:
         raise InputError(f"{source} has no rows")
     table = np.array(sorted(rows), dtype=np.float64)
+    if table[-1, 0] - table[0, 0] > MAX_SPAN:
+        raise InputError(f"{source} spans more than a year: its times must be seconds, or dates")
     return Trace(table[:, 0] - table[0, 0], table[:, 1].astype(np.int64), table[:, 2].astype(np.int64))
 
 
 def _seconds(written: str) -> float:
     try:
-        return float(written)
+        seconds = float(written)
     except ValueError:
         return datetime.datetime.fromisoformat(written).replace(tzinfo=datetime.UTC).timestamp()
+    if not math.isfinite(seconds):
+        raise ValueError(written)
+    return seconds
 
 
 def replay(spec: WorkloadSpec, maker: PromptMaker) -> list[Session]:
