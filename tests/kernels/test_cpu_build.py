@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from tabstop import LLM, SamplingParams
 from tabstop.attention.cpu import CpuAttention
 from tabstop.attention.reference import ReferenceAttention
 from tabstop.config import cache_folder
@@ -91,10 +92,10 @@ def test_a_compiler_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["lock"]
     monkeypatch.setattr(build, "compiler", lambda: shutil.which("true"))
     (tmp_path / "file").touch()
-    with pytest.raises(build.CannotBuild, match="cannot write.*set XDG_CACHE_HOME"):
+    with pytest.raises(build.CannotBuild, match=r"cannot write.*set XDG_CACHE_HOME"):
         build.build(tmp_path / "file")
     broken.write_text("no program")
-    with pytest.raises(build.CannotBuild, match="cannot run .*; install"):
+    with pytest.raises(build.CannotBuild, match=r"cannot run .*; install"):
         build.said_by([str(broken)], 60)
     broken.write_text("#!/bin/sh\nprintf '\\377'; printf '\\377' >&2")
     assert build.said_by([str(broken)], 60) == (0, "\ufffd", "\ufffd")
@@ -106,7 +107,7 @@ def test_a_compiler_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> 
     slow.chmod(0o755)
     pids = tmp_path / "pids"
     pids.touch()
-    with pytest.raises(build.CannotBuild, match="took more than 0.5 s"):
+    with pytest.raises(build.CannotBuild, match=r"took more than 0.5 s"):
         build.said_by([str(slow)], 0.5)
     num_before = len(pids.read_text().splitlines())
     thread = threading.Thread(target=build.said_by, args=([str(slow)], 600))
@@ -124,6 +125,20 @@ def test_without_a_home_folder_it_is_said_what_to_set(monkeypatch: pytest.Monkey
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it gives a user that the system does not know
     with pytest.raises(OSError, match="set HOME or XDG_CACHE_HOME"):
         cache_folder({})
+
+
+def test_a_cache_that_our_attention_takes_needs_the_library_before_a_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "g++").write_text("#!/bin/sh\nexit 1")
+    (tmp_path / "g++").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(library, "_chosen", library._Chosen())
+    llm = LLM(model=str(tiny_llama(tmp_path / "model")), dtype="float32", kv_dtype="bfloat16", num_threads=1)
+    assert llm._client.info.kernels["attention"] == "sdpa"
+    assert llm.generate([[5, 6, 7]], SamplingParams(max_tokens=2, ignore_eos=True), use_tqdm=False)
+    llm.close()
 
 
 SCRIPT = """

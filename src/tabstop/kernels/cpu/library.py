@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import threading
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from tabstop.config import cache_folder
+from tabstop.device import num_cores
 from tabstop.kernels.cpu.build import INSTALL_HINT, CannotBuild, Progress, build, compiler
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def machine() -> str:
 class Threads:
     """How many threads a call may use. Results do not depend on it."""
 
-    count = os.cpu_count() or 1
+    count = num_cores()
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
