@@ -141,6 +141,26 @@ def test_a_cache_that_our_attention_takes_needs_the_library_before_a_request(
     llm.close()
 
 
+FEW_THREADS = """
+import os, resource, torch
+from tabstop.kernels.cpu.library import Threads
+from tests.quant.test_tiles import FORMATS, random_weight
+weight, x = random_weight(FORMATS[0], 64, 64), torch.randn(40, 64)
+Threads.count = 1
+expected = weight.multiply(x, None)
+used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20),) * 2)  # a few stacks
+Threads.count = 64
+assert torch.equal(weight.multiply(x, None), expected) and torch.equal(weight.multiply(x, None), expected)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_where_the_system_gives_no_more_threads_those_that_are_there_do_the_work() -> None:
+    done = subprocess.run([sys.executable, "-c", FEW_THREADS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 SCRIPT = """
 import logging, sys
 logging.basicConfig(format="%(message)s")

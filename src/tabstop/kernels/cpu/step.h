@@ -1,4 +1,4 @@
-// A step: a flat list of operations that Python wrote once, walked by all threads with a barrier behind each.
+// A step: a flat list of operations that Python wrote once, worked off phase by phase (team.h).
 #pragma once
 
 #include <cstdlib>
@@ -15,7 +15,7 @@ enum NormKind { RMS, LAYER };
 enum Target { FLOATS, ADD, INTEGERS, GATED };  // what becomes of a result
 enum Activation { NONE, SILU, GELU, GELU_TANH, RELU };
 
-// As ctypes declares it (kernels/cpu/program.py); which fields count depends on the kind.
+// As ctypes declares it (kernels/cpu/library.py, where `from` is `source`); which fields count depends on the kind.
 struct Operation {
     int32_t kind, target, activation, norm, layer, window;
     int32_t from, to;  // numbers of buffers of floats or of integers
