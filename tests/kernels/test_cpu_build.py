@@ -97,6 +97,8 @@ def test_a_compiler_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     broken.write_text("no program")
     with pytest.raises(build.CannotBuild, match=r"cannot run .*; install"):
         build.said_by([str(broken)], 60)
+    with pytest.raises(build.CannotBuild, match=r"set XDG_CACHE_HOME to a folder whose files may be executed"):
+        library.open_library(broken)
     broken.write_text("#!/bin/sh\nprintf '\\377'; printf '\\377' >&2")
     assert build.said_by([str(broken)], 60) == (0, "\ufffd", "\ufffd")
 

@@ -82,8 +82,11 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """Loads a compiled library and declares its functions."""
-    loaded = ctypes.CDLL(str(path))
+    """Loads a compiled library and declares its functions. Raises CannotBuild where the system forbids it."""
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CannotBuild(f"{error}; set XDG_CACHE_HOME to a folder whose files may be executed") from None
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
