@@ -143,24 +143,30 @@ def test_a_cache_that_our_attention_takes_needs_the_library_before_a_request(
     llm.close()
 
 
-FEW_THREADS = """
+LITTLE = """
 import os, resource, torch
 from tabstop.kernels.cpu.library import Threads
 from tests.quant.test_tiles import FORMATS, random_weight
 weight, x = random_weight(FORMATS[0], 64, 64), torch.randn(40, 64)
+wide, many = random_weight(FORMATS[0], 16, 4096), torch.zeros(12_000, 4096)
 Threads.count = 1
 expected = weight.multiply(x, None)
 used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20),) * 2)  # a few stacks
 Threads.count = 64
 assert torch.equal(weight.multiply(x, None), expected) and torch.equal(weight.multiply(x, None), expected)
+try:
+    wide.multiply(many, None)
+except MemoryError as error:
+    print(error)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_where_the_system_gives_no_more_threads_those_that_are_there_do_the_work() -> None:
-    done = subprocess.run([sys.executable, "-c", FEW_THREADS], capture_output=True, text=True, timeout=120)
+def test_where_the_system_gives_no_threads_the_caller_works_and_where_it_gives_no_memory_it_is_said() -> None:
+    done = subprocess.run([sys.executable, "-c", LITTLE], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert done.stdout == "no memory for 12000 rows of inputs\n"
 
 
 SCRIPT = """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -69,14 +69,14 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
         None,
         (POINTER(Matrix), c_void_p, c_void_p, c_int32, c_int64, POINTER(c_int64), c_int32),
     ),
-    "tabstop_multiply": (None, (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int32)),
-    "tabstop_multiply_gated": (None, (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int32)),
+    "tabstop_multiply": (c_bool, (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int32)),
+    "tabstop_multiply_gated": (c_bool, (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int32)),
     "tabstop_gather": (None, (POINTER(Matrix), c_void_p, c_int64, c_void_p)),
     "tabstop_program": (
         c_void_p,
         (POINTER(Operation), c_int32, POINTER(KVShape), POINTER(c_int64), POINTER(c_int32)),
     ),
-    "tabstop_run": (None, (c_void_p, POINTER(Step))),
+    "tabstop_run": (c_bool, (c_void_p, POINTER(Step))),
     "tabstop_free": (None, (c_void_p,)),
 }
 

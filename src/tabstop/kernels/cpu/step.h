@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <ctime>
+#include <new>
 
 #include "attention.h"
 #include "matrix.h"
@@ -53,6 +54,7 @@ inline Floats activate(Floats x, int32_t activation) {
     }
 }
 
+// Memory that grows. Throws std::bad_alloc.
 class Aligned {
   public:
     ~Aligned() { std::free(memory_); }
@@ -61,7 +63,8 @@ class Aligned {
         if (bytes > bytes_) {
             std::free(memory_);
             memory_ = std::aligned_alloc(4096, bytes), bytes_ = memory_ ? bytes : 0;
-            if (memory_) std::memset(memory_, 0, bytes);
+            if (!memory_) throw std::bad_alloc();
+            std::memset(memory_, 0, bytes);
         }
         return (Value*)memory_;
     }
