@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from tabstop.config import EngineConfig
-from tabstop.device import free_bytes, free_host_bytes, resolve_batch_size, resolve_device, resolve_dtype
+from tabstop.device import free_bytes, free_host_bytes, num_cores, resolve_batch_size, resolve_device, resolve_dtype
+from tabstop.engine.build import prepare_cpu
 from tabstop.errors import ConfigError
+from tabstop.kernels.cpu.library import Threads
 
 
 def test_devices() -> None:
@@ -68,3 +71,17 @@ def test_a_step_is_as_large_as_the_device_likes(device, options, expected):
     memory = (24 if device.startswith("small") else 80) << 30
     size = resolve_batch_size(EngineConfig(**options), device.removeprefix("small "), memory)
     assert (size.max_num_seqs, size.max_num_batched_tokens) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_cores_that_this_process_may_not_use_are_not_counted() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert num_cores() == 1
+        prepare_cpu(EngineConfig(dtype="float32"), None)
+        assert Threads.count == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert num_cores() == len(allowed)
+    prepare_cpu(EngineConfig(dtype="float32"), None)

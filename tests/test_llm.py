@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tabstop import LLM, SamplingParams
+from tabstop.engine.garbage import YOUNG_OBJECTS
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
 from tabstop.outputs import RequestOutput
 from tests.tiny import tiny_llama
@@ -168,6 +171,17 @@ def test_a_closed_llm_says_so(tmp_path, caplog):
         llm.generate("x", GREEDY)
     with pytest.raises(EngineDeadError):
         next(llm.stream("x", GREEDY))
+
+
+def test_closing_gives_the_memory_and_the_garbage_collector_back(tmp_path):
+    llm = LLM(model=str(tiny_llama(tmp_path)), num_threads=1)
+    worker = llm._client.core.workers.worker
+    held = [weakref.ref(each) for each in (worker, worker.model, worker.attention)]
+    del worker
+    assert gc.get_threshold()[0] == YOUNG_OBJECTS and gc.get_freeze_count()
+    llm.close()
+    assert [each() for each in held] == [None] * 3
+    assert gc.get_threshold()[0] < YOUNG_OBJECTS and not gc.get_freeze_count()
 
 
 def test_closing_ends_the_calls_of_other_threads(tmp_path):

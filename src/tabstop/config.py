@@ -197,6 +197,9 @@ def from_environment(cls: type[Config], environment: Mapping[str, str] = os.envi
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where this user keeps what can be made again (XDG_CACHE_HOME, else ~/.cache)."""
+    """Where this user keeps what can be made again (XDG_CACHE_HOME, else ~/.cache). Raises FileNotFoundError."""
     base = environment.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tabstop"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "tabstop"
+    except RuntimeError:
+        raise FileNotFoundError("this user has no home folder; set HOME or XDG_CACHE_HOME") from None

@@ -66,8 +66,12 @@ def resolve_batch_size(config: EngineConfig, device: str, memory_bytes: int) -> 
 
 def default_num_front_ends() -> int:
     """One feeds some hundred streams; where there are cores, a thousand may come."""
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 4 if num_cores >= 8 else 1
+    return 4 if num_cores() >= 8 else 1
+
+
+def num_cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def total_bytes(device: str) -> int:

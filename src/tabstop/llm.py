@@ -114,7 +114,10 @@ class LLM:
         return self._service.models[0].text.tokenizer
 
     def close(self) -> None:
-        """Ends the engine; running and further calls raise EngineDeadError. May be called twice."""
+        """Ends the engine and gives its memory back; running and further calls raise EngineDeadError.
+
+        May be called twice.
+        """
         if self._loop.is_closed():
             return
         self._client.close()
@@ -122,6 +125,7 @@ class LLM:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        garbage.resume()
 
     # ---- inside
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
+from tabstop import LLM, SamplingParams
 from tabstop.attention.cpu import CpuAttention
 from tabstop.attention.reference import ReferenceAttention
+from tabstop.config import cache_folder
 from tabstop.kernels.cpu import build, library
 from tabstop.quant.tiles import multiply_torch
 from tests.attention.test_cpu import Steps, allocate, make_need
@@ -43,6 +48,10 @@ def test_it_is_compiled_once_and_known_by_what_it_is_made_of(tmp_path: Path, mon
     assert [stage[1:] for stage in stages] == [(0, 1), (1, 1)]
     again = build.build(tmp_path, lambda *stage: stages.append(stage))
     assert again == first and len(stages) == 2
+
+    (tmp_path / "tabstop-killed.1.partial").touch()
+    os.truncate(first, first.stat().st_size // 2)  # loading this would be a bus error
+    assert build.build(tmp_path) == first and library.open_library(first).tabstop_machine()
     assert sorted(file.suffix for file in tmp_path.iterdir()) == ["", ".so"]  # the lock and the library, no rests
 
     compiler = build.compiler()
@@ -83,8 +92,81 @@ def test_a_compiler_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["lock"]
     monkeypatch.setattr(build, "compiler", lambda: shutil.which("true"))
     (tmp_path / "file").touch()
-    with pytest.raises(build.CannotBuild, match="cannot write"):
+    with pytest.raises(build.CannotBuild, match=r"cannot write.*set XDG_CACHE_HOME"):
         build.build(tmp_path / "file")
+    broken.write_text("no program")
+    with pytest.raises(build.CannotBuild, match=r"cannot run .*; install"):
+        build.said_by([str(broken)], 60)
+    with pytest.raises(build.CannotBuild, match=r"set XDG_CACHE_HOME to a folder whose files may be executed"):
+        library.open_library(broken)
+    broken.write_text("#!/bin/sh\nprintf '\\377'; printf '\\377' >&2")
+    assert build.said_by([str(broken)], 60) == (0, "\ufffd", "\ufffd")
+
+
+def test_a_compiler_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    slow = tmp_path / "g++"
+    slow.write_text(f"#!/bin/sh\nsleep 600 &\necho $! >> {tmp_path}/pids; wait")
+    slow.chmod(0o755)
+    pids = tmp_path / "pids"
+    pids.touch()
+    with pytest.raises(build.CannotBuild, match=r"took more than 0.5 s"):
+        build.said_by([str(slow)], 0.5)
+    num_before = len(pids.read_text().splitlines())
+    thread = threading.Thread(target=build.said_by, args=([str(slow)], 600))
+    thread.start()
+    while len(numbers := [int(line) for line in pids.read_text().splitlines()]) == num_before:
+        time.sleep(0.01)
+    build.interrupt()
+    thread.join()
+    for number in numbers:
+        with contextlib.suppress(psutil.NoSuchProcess):  # nobody may have reaped it yet
+            psutil.Process(number).wait(10)
+
+
+def test_without_a_home_folder_it_is_said_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it gives a user that the system does not know
+    with pytest.raises(OSError, match="set HOME or XDG_CACHE_HOME"):
+        cache_folder({})
+
+
+def test_a_cache_that_our_attention_takes_needs_the_library_before_a_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "g++").write_text("#!/bin/sh\nexit 1")
+    (tmp_path / "g++").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(library, "_chosen", library._Chosen())
+    llm = LLM(model=str(tiny_llama(tmp_path / "model")), dtype="float32", kv_dtype="bfloat16", num_threads=1)
+    assert llm._client.info.kernels["attention"] == "sdpa"
+    assert llm.generate([[5, 6, 7]], SamplingParams(max_tokens=2, ignore_eos=True), use_tqdm=False)
+    llm.close()
+
+
+LITTLE = """
+import os, resource, torch
+from tabstop.kernels.cpu.library import Threads
+from tests.quant.test_tiles import FORMATS, random_weight
+weight, x = random_weight(FORMATS[0], 64, 64), torch.randn(40, 64)
+wide, many = random_weight(FORMATS[0], 16, 4096), torch.zeros(12_000, 4096)
+Threads.count = 1
+expected = weight.multiply(x, None)
+used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20),) * 2)  # a few stacks
+Threads.count = 64
+assert torch.equal(weight.multiply(x, None), expected) and torch.equal(weight.multiply(x, None), expected)
+try:
+    wide.multiply(many, None)
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_where_the_system_gives_no_threads_the_caller_works_and_where_it_gives_no_memory_it_is_said() -> None:
+    done = subprocess.run([sys.executable, "-c", LITTLE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "no memory for 12000 rows of inputs\n"
 
 
 SCRIPT = """

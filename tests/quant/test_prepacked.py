@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tabstop.attention.reference import ReferenceAttention
 from tabstop.attention.sdpa import SdpaAttention
 from tabstop.kernels.cpu import library
 from tabstop.quant.gguf import dequantize
-from tabstop.quant.prepacked import PROBE, Int4Weight, Int8Weight, Probe, int4_parts, int8_parts
+from tabstop.quant.prepacked import PROBE, Int4Weight, Int8Weight, Probe, int4_parts, int8_parts, tried
 from tests.attention.test_cpu import STEPS, Steps, allocate
 from tests.models.oracle import load, oracle_logits
 from tests.models.paged import PagedRunner
@@ -96,3 +97,19 @@ def test_attention_in_bfloat16_equals_the_reference(heads: int, kv_heads: int, d
         expected = reference.run(q, k, v, expected_kv, reference.plan(batch), dim**-0.5, window)
         assert error(backend.run(q, k, v, kv, backend.plan(batch), dim**-0.5, window), expected) < 1e-2
     assert torch.equal(kv, expected_kv)
+
+
+@pytest.mark.parametrize(("num_slow", "reason"), [(10, None), (1000, "slower than bfloat16")])
+def test_a_kernel_is_given_up_for_being_slow_but_not_for_a_slow_moment(num_slow: int, reason: str | None) -> None:
+    class Disturbed(Int8Weight):
+        num_calls = 0
+
+        def packed(self, x: torch.Tensor) -> torch.Tensor:
+            self.num_calls += 1
+            if self.num_calls <= num_slow:
+                time.sleep(0.02)
+            return super().packed(x)
+
+    weight = Disturbed(torch.randint(-127, 128, (64, 64), dtype=torch.int8), torch.full((64,), 0.01))
+    found = tried(weight, torch.randn(2, 64).bfloat16())
+    assert found is None if reason is None else reason in str(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +13,7 @@ from tabstop.cache.blocks import BlockPool
 from tabstop.cache.sizing import Demand, size_pool
 from tabstop.checkpoint import Checkpoint, open_checkpoint
 from tabstop.config import EngineConfig
-from tabstop.device import free_bytes, resolve_device
+from tabstop.device import free_bytes, num_cores, resolve_device
 from tabstop.engine.core import EngineCore
 from tabstop.engine.scheduler import Scheduler
 from tabstop.errors import MemoryShortageError
@@ -70,9 +69,9 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
 
 def prepare_cpu(config: EngineConfig, progress: ProgressCallback | None) -> None:
     """Sets the number of threads, and makes the kernels ready; the first time on a machine they are compiled."""
-    Threads.count = config.num_threads or os.cpu_count() or 1
+    Threads.count = config.num_threads or num_cores()
     torch.set_num_threads(Threads.count)
-    if config.dtype == "auto":
+    if config.dtype == "auto" or (config.dtype, config.kv_dtype) == ("float32", "bfloat16"):  # what takes them
         library(progress)
 
 

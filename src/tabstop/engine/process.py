@@ -30,6 +30,7 @@ from tabstop.engine import garbage, wire
 from tabstop.engine.commands import get_argument, run_command
 from tabstop.engine.door import Bell, Door, Letter
 from tabstop.errors import InternalError, StartupError, TabstopError, UnavailableError
+from tabstop.kernels.cpu import build
 from tabstop.types import (
     Abort,
     Command,
@@ -332,6 +333,7 @@ def main() -> None:
     if code == EXIT_STOPPED:  # the supervisor may be gone, so nobody else would
         shutil.rmtree(start.folder, ignore_errors=True)
     logging.shutdown()
+    build.interrupt()
     os._exit(code)  # a model may still be loading on its thread; nothing is left to clean up
 
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 GROUP = 32
 INT4_ROWS, INT8_ROWS = 64, 32
 """Most rows of inputs for which the packed kernels win over decoding the matrix (benchmarks/RESULTS.md)."""
+NUM_TRIES = 5
 INT4_ENCODINGS = ("Q4_0", "Q4_1", "Q4_K")
 
 
@@ -233,7 +234,6 @@ class Probe:
             return next((reason for weight in weights if (reason := tried(weight, x))), None)
         except (AttributeError, RuntimeError) as error:
             return f"torch {torch.__version__} has none for this processor ({error})"
-        return None
 
 
 PROBE = Probe()
@@ -246,7 +246,10 @@ def tried(weight: PackedWeight, x: torch.Tensor) -> str | None:
     expected = weight.scaled(functional.linear(x, plain), rows).float()
     if not (weight.packed(x).float() - expected).norm() <= 0.02 * expected.norm():
         return f"{name} is wrong in torch {version}"
-    if fastest(lambda: weight.packed(x)) > 3 * fastest(lambda: functional.linear(x, plain)):
+    for _ in range(NUM_TRIES):  # other processes make either side slow, for a while
+        if fastest(lambda: weight.packed(x)) <= 3 * fastest(lambda: functional.linear(x, plain)):
+            break
+    else:
         return f"{name} is slower than bfloat16 in torch {version}"
     return None
 

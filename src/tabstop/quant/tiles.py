@@ -105,7 +105,8 @@ class TileWeight:
         assert callable(function) and x.dtype == torch.float32 and x.shape[-1] == self.columns
         x = x.contiguous()
         result = torch.empty(len(x), width)
-        function(self.matrix, x.data_ptr(), len(x), pointer(bias), result.data_ptr(), Threads.count)
+        if not function(self.matrix, x.data_ptr(), len(x), pointer(bias), result.data_ptr(), Threads.count):
+            raise MemoryError(f"no memory for {len(x)} rows of inputs")
         return result
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:

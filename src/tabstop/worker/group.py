@@ -56,12 +56,15 @@ class LocalGroup:
     """A group of one rank: no broadcast."""
 
     def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+        self.worker: Worker | None = worker
         is_cpu = worker.device.type == "cpu"
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="worker") if is_cpu else InlineExecutor()
 
     def launch(self, plan: StepPlan) -> LocalStep:
+        assert self.worker is not None, "closed"
         return LocalStep(self._executor, self.worker, plan)
 
     def close(self) -> None:
+        """Lets the model and its KV memory go."""
         self._executor.shutdown(wait=True)
+        self.worker = None

@@ -2,7 +2,8 @@
 
 A library is known by a digest of everything that makes it what it is: source, flags, compiler and what the processor
 can do (one made on another processor would die of an illegal instruction). A lock file lets one process compile while
-others wait. What was compiled before is found in a few milliseconds.
+others wait. What was compiled before is found in a few milliseconds. A file ends with the SHA-256 of what stands before
+it: loading half a library ends the process by a signal.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,12 +51,12 @@ def cpu_flags() -> str:
 
 
 def digest(compiler_path: str, flags: tuple[str, ...]) -> str:
-    """What a library is known by."""
+    """What a library is known by. Raises CannotBuild."""
     made = hashlib.sha256()
     for file in [*sorted(SOURCES.glob("*.h")), SOURCES / MAIN]:
         made.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    version = subprocess.run([compiler_path, "--version"], capture_output=True, text=True, timeout=60)
-    for text in (*flags, compiler_path, version.stdout, platform.machine(), cpu_flags()):
+    version = said_by([compiler_path, "--version"], 60)[1]
+    for text in (*flags, compiler_path, version, platform.machine(), cpu_flags()):
         made.update(text.encode() + b"\0")
     return made.hexdigest()[:24]
 
@@ -70,35 +72,81 @@ def build(folder: Path, progress: Progress | None = None, more_flags: tuple[str,
     native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     flags = (*FLAGS, native, *more_flags)
     target = folder / f"tabstop-{digest(path, flags)}.so"
-    if target.exists():
-        return target
     try:
+        if is_whole(target):
+            return target
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock"):
-            if not target.exists():  # another process may have made it meanwhile
+            if not is_whole(target):  # another process may have made it meanwhile
                 compile_library([path, *flags], target, progress)
     except OSError as error:
-        raise CannotBuild(f"cannot write {folder}: {error}") from None
+        raise CannotBuild(f"cannot write {folder}: {error}; set XDG_CACHE_HOME to a folder that can be") from None
     return target
+
+
+def is_whole(target: Path) -> bool:
+    """Whether a library is there as it was written."""
+    try:
+        content = target.read_bytes()
+    except FileNotFoundError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
 def compile_library(command: list[str], target: Path, progress: Progress | None) -> None:
     """Under another name first: an interrupted compiler leaves no half of a library."""
     if progress:
         progress(STAGE, 0, 1)
-    partial = target.with_suffix(f".{os.getpid()}")
-    command = [*command, "-o", str(partial), str(SOURCES / MAIN)]
+    for rest in target.parent.glob("*.partial"):  # of processes that were killed: nobody else compiles now
+        rest.unlink()
+    partial = target.with_suffix(f".{os.getpid()}.partial")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-        if done.returncode:
-            raise CannotBuild(f"{command[0]} failed; a newer one may do: {INSTALL_HINT}; it said: {done.stderr[:600]}")
+        status, _, errors = said_by([*command, "-o", str(partial), str(SOURCES / MAIN)], TIMEOUT_SECONDS)
+        if status:
+            raise CannotBuild(f"{command[0]} failed; a newer one may do: {INSTALL_HINT}; it said: {errors[:600]}")
+        with partial.open("r+b") as file:
+            file.write(hashlib.sha256(file.read()).digest())
         partial.replace(target)
-    except subprocess.TimeoutExpired:
-        raise CannotBuild(f"{command[0]} took more than {TIMEOUT_SECONDS} s") from None
     finally:
         partial.unlink(missing_ok=True)
     if progress:
         progress(STAGE, 1, 1)
+
+
+_at_work: set[subprocess.Popen[str]] = set()
+
+
+def said_by(command: list[str], seconds: float) -> tuple[int, str, str]:
+    """(status, output, errors) of a compiler, which has that long. Raises CannotBuild."""
+    pipe = subprocess.PIPE
+    try:
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace", process_group=0
+        ) as process:
+            _at_work.add(process)
+            try:
+                output, errors = process.communicate(timeout=seconds)
+            finally:
+                _at_work.discard(process)
+                end(process)
+    except subprocess.TimeoutExpired:
+        raise CannotBuild(f"{command[0]} took more than {seconds} s") from None
+    except OSError as error:
+        raise CannotBuild(f"cannot run {command[0]}: {error}; {INSTALL_HINT}") from None
+    return process.returncode, output, errors
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ends a compiler that is not over, with what it has started."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def interrupt() -> None:
+    """Ends a compiler that is at work: for a process that leaves without waiting for its threads."""
+    for process in list(_at_work):
+        end(process)
 
 
 @contextlib.contextmanager

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import threading
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 
 from tabstop.config import cache_folder
+from tabstop.device import num_cores
 from tabstop.kernels.cpu.build import INSTALL_HINT, CannotBuild, Progress, build, compiler
 
 log = logging.getLogger(__name__)
@@ -69,21 +69,24 @@ SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
         None,
         (POINTER(Matrix), c_void_p, c_void_p, c_int32, c_int64, POINTER(c_int64), c_int32),
     ),
-    "tabstop_multiply": (None, (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int32)),
-    "tabstop_multiply_gated": (None, (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int32)),
+    "tabstop_multiply": (c_bool, (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int32)),
+    "tabstop_multiply_gated": (c_bool, (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_int32)),
     "tabstop_gather": (None, (POINTER(Matrix), c_void_p, c_int64, c_void_p)),
     "tabstop_program": (
         c_void_p,
         (POINTER(Operation), c_int32, POINTER(KVShape), POINTER(c_int64), POINTER(c_int32)),
     ),
-    "tabstop_run": (None, (c_void_p, POINTER(Step))),
+    "tabstop_run": (c_bool, (c_void_p, POINTER(Step))),
     "tabstop_free": (None, (c_void_p,)),
 }
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """Loads a compiled library and declares its functions."""
-    loaded = ctypes.CDLL(str(path))
+    """Loads a compiled library and declares its functions. Raises CannotBuild where the system forbids it."""
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CannotBuild(f"{error}; set XDG_CACHE_HOME to a folder whose files may be executed") from None
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
@@ -131,7 +134,7 @@ def machine() -> str:
 class Threads:
     """How many threads a call may use. Results do not depend on it."""
 
-    count = os.cpu_count() or 1
+    count = num_cores()
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:

@@ -84,8 +84,9 @@ class Program:
             raise MemoryError("no memory for the list of operations")
 
     def run(self, step: Step) -> None:
-        """One step; its x is changed in place."""
-        self._library.tabstop_run(self._address, step)
+        """One step; its x is changed in place. Raises MemoryError."""
+        if not self._library.tabstop_run(self._address, step):
+            raise MemoryError(f"no memory for a step of {step.num_tokens} tokens")
 
     def __del__(self) -> None:
         if address := getattr(self, "_address", None):

@@ -1,8 +1,9 @@
-// A step: a flat list of operations that Python wrote once, walked by all threads with a barrier behind each.
+// A step: a flat list of operations that Python wrote once, worked off phase by phase (team.h).
 #pragma once
 
 #include <cstdlib>
 #include <ctime>
+#include <new>
 
 #include "attention.h"
 #include "matrix.h"
@@ -15,7 +16,7 @@ enum NormKind { RMS, LAYER };
 enum Target { FLOATS, ADD, INTEGERS, GATED };  // what becomes of a result
 enum Activation { NONE, SILU, GELU, GELU_TANH, RELU };
 
-// As ctypes declares it (kernels/cpu/program.py); which fields count depends on the kind.
+// As ctypes declares it (kernels/cpu/library.py, where `from` is `source`); which fields count depends on the kind.
 struct Operation {
     int32_t kind, target, activation, norm, layer, window;
     int32_t from, to;  // numbers of buffers of floats or of integers
@@ -53,6 +54,7 @@ inline Floats activate(Floats x, int32_t activation) {
     }
 }
 
+// Memory that grows. Throws std::bad_alloc.
 class Aligned {
   public:
     ~Aligned() { std::free(memory_); }
@@ -61,7 +63,8 @@ class Aligned {
         if (bytes > bytes_) {
             std::free(memory_);
             memory_ = std::aligned_alloc(4096, bytes), bytes_ = memory_ ? bytes : 0;
-            if (memory_) std::memset(memory_, 0, bytes);
+            if (!memory_) throw std::bad_alloc();
+            std::memset(memory_, 0, bytes);
         }
         return (Value*)memory_;
     }

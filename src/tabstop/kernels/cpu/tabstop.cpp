@@ -5,6 +5,16 @@
 
 using namespace tabstop;
 
+// No exception may reach Python: whether there was memory enough.
+template <typename Work> static bool has_memory(const Work& work) {
+    try {
+        work();
+        return true;
+    } catch (const std::bad_alloc&) {
+        return false;
+    }
+}
+
 extern "C" {
 
 const char* tabstop_machine() { return machine_name(); }
@@ -29,27 +39,31 @@ void tabstop_pack(const Matrix* matrix, uint8_t* tiles, const uint8_t* stored, i
 }
 
 // x [num_rows, columns] → y [num_rows, rows] = x W^T + bias (null: none).
-void tabstop_multiply(const Matrix* matrix, const float* x, int64_t num_rows, const float* bias, float* y, int32_t num_threads) {
-    static thread_local InputsMemory memory;
-    const Inputs& inputs = memory.at_least(num_rows, matrix->columns);
-    MultiplyChunk multiply = multiplier(*matrix);
-    Output output{*matrix, bias, y, matrix->rows, false, 1.0f};
-    Team::shared().run(num_threads, {int32_t(num_rows), int32_t(matrix->num_row_tiles())}, [&](int32_t phase, int32_t item) {
-        if (phase == 0) return quantize_row(x + item * matrix->columns, matrix->columns, inputs, item);
-        linear_tile(output, multiply, inputs, num_rows, item);
+bool tabstop_multiply(const Matrix* matrix, const float* x, int64_t num_rows, const float* bias, float* y, int32_t num_threads) {
+    return has_memory([&] {
+        static thread_local InputsMemory memory;
+        const Inputs& inputs = memory.at_least(num_rows, matrix->columns);
+        MultiplyChunk multiply = multiplier(*matrix);
+        Output output{*matrix, bias, y, matrix->rows, false, 1.0f};
+        Team::shared().run(num_threads, {int32_t(num_rows), int32_t(matrix->num_row_tiles())}, [&](int32_t phase, int32_t item) {
+            if (phase == 0) return quantize_row(x + item * matrix->columns, matrix->columns, inputs, item);
+            linear_tile(output, multiply, inputs, num_rows, item);
+        });
     });
 }
 
 // x [num_rows, columns] → y [num_rows, rows / 2] = silu(first half of the product) · second half; rows / 2 is a multiple of 32.
-void tabstop_multiply_gated(const Matrix* matrix, const float* x, int64_t num_rows, const float* bias, float* y, int32_t num_threads) {
-    static thread_local InputsMemory memory;
-    const Inputs& inputs = memory.at_least(num_rows, matrix->columns);
-    Activated activated{*matrix, bias, SILU, true};
-    const int64_t size = activated.size();
-    Team::shared().run(num_threads, {int32_t(num_rows), int32_t(size / GROUP)}, [&](int32_t phase, int32_t item) {
-        if (phase == 0) return quantize_row(x + item * matrix->columns, matrix->columns, inputs, item);
-        activated.run(multiplier(*matrix), inputs, num_rows, item, [&](int64_t row, const float* values) {
-            std::memcpy(y + row * size + int64_t(item) * GROUP, values, GROUP * sizeof(float));
+bool tabstop_multiply_gated(const Matrix* matrix, const float* x, int64_t num_rows, const float* bias, float* y, int32_t num_threads) {
+    return has_memory([&] {
+        static thread_local InputsMemory memory;
+        const Inputs& inputs = memory.at_least(num_rows, matrix->columns);
+        Activated activated{*matrix, bias, SILU, true};
+        const int64_t size = activated.size();
+        Team::shared().run(num_threads, {int32_t(num_rows), int32_t(size / GROUP)}, [&](int32_t phase, int32_t item) {
+            if (phase == 0) return quantize_row(x + item * matrix->columns, matrix->columns, inputs, item);
+            activated.run(multiplier(*matrix), inputs, num_rows, item, [&](int64_t row, const float* values) {
+                std::memcpy(y + row * size + int64_t(item) * GROUP, values, GROUP * sizeof(float));
+            });
         });
     });
 }
@@ -63,7 +77,9 @@ void* tabstop_program(const Operation* operations, int32_t count, const KVShape*
     return new (std::nothrow) Program(operations, count, *shape, widths, num_buffers[0], widths + num_buffers[0], num_buffers[1]);
 }
 
-void tabstop_run(void* program, const Step* step) { static_cast<Program*>(program)->run(*step); }
+bool tabstop_run(void* program, const Step* step) {
+    return has_memory([&] { static_cast<Program*>(program)->run(*step); });
+}
 
 void tabstop_free(void* program) { delete static_cast<Program*>(program); }
 }

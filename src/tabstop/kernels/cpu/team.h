@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -130,7 +131,11 @@ class Team {
             std::lock_guard<std::mutex> guard(job_lock_);
             job_ = job, wanted_ = num_threads - 1;
         }
-        for (; num_helpers_ < num_threads - 1; num_helpers_++) std::thread(&Team::serve, this, num_helpers_).detach();
+        try {
+            for (; num_helpers_ < num_threads - 1; num_helpers_++) std::thread(&Team::serve, this, num_helpers_).detach();
+        } catch (const std::system_error&) {
+            // The system gives no more threads; those that are there do the work.
+        }
         epoch_.fetch_add(1);
         if (sleepers_.load()) wake_all(epoch_);
     }
