@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
+from tabstop.text.reporting import ReportedToken
 from tabstop.types import FinishReason, Priority
 
 
@@ -43,6 +44,17 @@ class Call:
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    penalty_window: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()  # no run of tokens that spells one of them
+    banned_ids: tuple[int, ...] = ()
+    num_logprobs: int | None = None  # likeliest tokens beside each token's own log-probability; None: nothing of them
     num_samples: int = 1
 
     max_tokens: int | None = None  # given: must fit into the context
@@ -51,7 +63,9 @@ class Call:
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    keep_stop_string: bool = False  # leave it at the end of the text
+    keep_stop_string: bool = False  # leave it, or a stop token, at the end of the text
+    show_control: bool = False  # control tokens, by their names
+    truncate_prompt: int | None = None  # to so many last tokens; 0: to what fits
     echo: bool = False  # the prompt's text comes first
     min_indent: int = 0  # a later line that is indented less ends the text
     max_seconds: float | None = None  # from the first token; ends the text once it has a line end
@@ -79,11 +93,13 @@ class TextDelta:
     finish: FinishReason | None = None  # set once for each choice
     stop_reason: str | int | None = None  # the stop string, or which of the call's stop_token_ids
     fill: FillReport | None = None  # of a hole, beside `finish`
+    logprobs: list[ReportedToken] = field(default_factory=list)  # one for each of token_ids, if they were asked for
 
     def append(self, later: TextDelta) -> None:
         """Takes over a later delta of the same choice."""
         self.text += later.text
         self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
         self.finish, self.stop_reason, self.fill = later.finish, later.stop_reason, later.fill
 
 

@@ -17,9 +17,10 @@ from tabstop.engine import garbage
 from tabstop.engine.build import build_core
 from tabstop.engine.inproc import InprocClient
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
-from tabstop.outputs import CompletionOutput, RequestOutput, SamplingParams
+from tabstop.outputs import CompletionOutput, Logprob, RequestOutput, SamplingParams
 from tabstop.service import MAX_CHOICES, Service, make_service
 from tabstop.text.messages import make_conversation, read_messages
+from tabstop.text.reporting import ReportedToken
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.types import unpack_ids
 
@@ -171,11 +172,21 @@ class LLM:
                     output.text += delta.text
                     output.token_ids += delta.token_ids
                     output.finish_reason, output.stop_reason = delta.finish, delta.stop_reason
+                    if params.logprobs is not None:
+                        _add_logprobs(output, delta.logprobs)
         finally:
             await answer.close()
         text = prompt.text if isinstance(prompt, TextPrompt) else None
         prompt_ids = unpack_ids(answer.submits[0].prompt_ids)
         return RequestOutput(str(index), text, prompt_ids, outputs, num_cached_tokens=answer.usage.num_cached_tokens)
+
+
+def _add_logprobs(output: CompletionOutput, tokens: Sequence[ReportedToken]) -> None:
+    output.logprobs = output.logprobs or []
+    for token in tokens:
+        entries = (*token.top, token.chosen)
+        output.logprobs.append({one.token_id: Logprob(one.logprob, one.rank, one.text) for one in entries})
+        output.cumulative_logprob = (output.cumulative_logprob or 0.0) + token.chosen.logprob
 
 
 def _call(prompt: Prompt, params: SamplingParams) -> Call:
@@ -191,6 +202,18 @@ def _call(prompt: Prompt, params: SamplingParams) -> Call:
         stop_strings=tuple(params.stop),
         stop_token_ids=tuple(params.stop_token_ids),
         ignore_eos=params.ignore_eos,
+        min_p=params.min_p,
+        typical_p=params.typical_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=tuple(params.logit_bias.items()),
+        allowed_token_ids=None if params.allowed_token_ids is None else tuple(params.allowed_token_ids),
+        bad_words=tuple(params.bad_words),
+        num_logprobs=params.logprobs,
+        show_control=not params.skip_special_tokens,
+        keep_stop_string=params.include_stop_str_in_output,
+        truncate_prompt=None if params.truncate_prompt_tokens is None else max(0, params.truncate_prompt_tokens),
     )
 
 

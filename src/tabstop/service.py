@@ -20,7 +20,7 @@ from tabstop.answer import Answer, EncodedPrompt, Observer
 from tabstop.call import Call, Summary
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
-from tabstop.encoding import PromptPolicy, encode_prompts, too_long
+from tabstop.encoding import PromptPolicy, encode_prompts, make_sampling, too_long
 from tabstop.engine.client import EngineClient
 from tabstop.errors import (
     ContextLengthError,
@@ -256,7 +256,8 @@ def _limits(call: Call, info: EngineInfo, num_prompt_tokens: int, seconds_spent:
 
 
 def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: EncodedPrompt, limits: Limits) -> Submit:
-    defaults = model.text.sampling
+    vocab_size = model.engines[0].info.vocab_size
+    seed = secrets.randbits(SEED_BITS) if call.seed is None else call.seed % (1 << SEED_BITS)
     is_laid_out = not model.text.fill.layout_ids.isdisjoint(prompt.ids)
     if is_laid_out and not call.ignore_eos:
         limits = structs.replace(limits, stop_sets=(*limits.stop_sets, "fim"))
@@ -270,12 +271,7 @@ def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: Encod
     return Submit(
         request_id=request_id,
         prompt_ids=pack_ids(prompt.ids),
-        sampling=Sampling(
-            temperature=defaults.temperature if call.temperature is None else call.temperature,
-            top_k=defaults.top_k if call.top_k is None else call.top_k,
-            top_p=defaults.top_p if call.top_p is None else call.top_p,
-            seed=secrets.randbits(SEED_BITS) if call.seed is None else call.seed % (1 << SEED_BITS),
-        ),
+        sampling=make_sampling(call, model.text, vocab_size, seed),
         limits=limits,
         num_samples=call.num_samples,
         constraints=constraints,

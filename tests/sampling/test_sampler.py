@@ -197,7 +197,7 @@ def test_a_slot_forgets_its_former_owner():
     logits = torch.zeros(2, VOCAB)
     logits[:, 7], logits[:, 9] = 1, 0.5
     slots = np.arange(2)
-    for _ in range(3):  # whatever was written in these slots before
+    for _ in range(12):  # whatever was written in these slots before
         sampler.admit([Admission(slot, penalty, 0, 1, array("I", [0])) for slot in (0, 1)])
         assert sampler.sample(logits, slots, np.array([1, 1]), None).tolist() == [7, 7]
         assert sampler.sample(logits, slots, np.array([2, 2]), None).tolist() == [9, 9]

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from tabstop.api.errors import error_object
+from tabstop.api.logprobs import chat_logprobs, completion_logprobs
 from tabstop.api.schema import AroundHole, ChatBody, CompletionBody, FileBody, Generation, Refused
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
@@ -22,6 +23,7 @@ from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
 from tabstop.text.fim_frames import DEFAULT_PATH, SourceFile, Surroundings
 from tabstop.text.messages import make_conversation
+from tabstop.text.reporting import ReportedToken
 from tabstop.types import FinishReason, Priority
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -30,19 +32,12 @@ DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 1024
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "typical_p": (1,),
-    "min_p": (0,),
     "use_beam_search": (False,),
-    "skip_special_tokens": (True,),
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
-    "top_logprobs": (0,),
 }
 """Parameters that are not supported → values that ask for nothing, beside null and empty ones (schema.Refused)."""
 
@@ -86,8 +81,29 @@ def completion_call(body: CompletionBody, caller: Caller) -> Call:
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         echo=bool(body.echo),
+        num_logprobs=_completion_logprobs(body),
         **shared(body, caller),
     )
+
+
+def _completion_logprobs(body: CompletionBody) -> int | None:
+    """A number; chats' spelling is told apart."""
+    if body.top_logprobs is not None or body.logprobs is True:
+        raise InputError("/v1/completions takes `logprobs` as a number, and no `top_logprobs`", param="logprobs")
+    if body.logprobs is None or body.logprobs is False:
+        return None
+    if body.echo:
+        raise NotSupportedError("`logprobs` with `echo`: those of prompts are not supported", param="logprobs")
+    return int(body.logprobs)
+
+
+def chat_num_logprobs(body: Generation) -> int | None:
+    """Raises InputError."""
+    if body.logprobs is None or isinstance(body.logprobs, bool):
+        if body.top_logprobs and not body.logprobs:
+            raise InputError("top_logprobs needs logprobs to be true", param="top_logprobs")
+        return (body.top_logprobs or 0) if body.logprobs else None
+    raise InputError("chats take `logprobs` as true or false, and a number as `top_logprobs`", param="logprobs")
 
 
 def _hole(prompt: Prompt, body: CompletionBody) -> Hole:
@@ -110,7 +126,8 @@ def chat_call(body: ChatBody, caller: Caller) -> Call:
     if body.function_call != "none":
         _refuse_unsupported(body, ("functions", "function_call"))
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return Call(prompts=(conversation(body),), max_tokens=max_tokens, **shared(body, caller))
+    fields = shared(body, caller)
+    return Call(prompts=(conversation(body),), max_tokens=max_tokens, num_logprobs=chat_num_logprobs(body), **fields)
 
 
 def conversation(body: Any) -> Conversation:
@@ -141,8 +158,6 @@ def shared(body: Generation, caller: Caller) -> dict[str, Any]:
     """What all kinds of call take alike: fields of Call. Raises InputError or NotSupportedError."""
     num_samples = body.n or 1
     _refuse_unsupported(body, Refused.__struct_fields__)
-    if body.logprobs is not None and body.logprobs is not False:
-        raise _not_supported("logprobs")
     if body.best_of not in (None, num_samples):
         raise NotSupportedError("best_of must equal n; ranking samples is not supported", param="best_of")
     cache, top_p = body.cache, body.top_p
@@ -155,6 +170,16 @@ def shared(body: Generation, caller: Caller) -> dict[str, Any]:
         "top_k": None if body.top_k is None else max(0, body.top_k),
         "top_p": top_p or None,
         "seed": body.seed,
+        "min_p": body.min_p,
+        "typical_p": body.typical_p,
+        "repetition_penalty": body.repetition_penalty,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        **_biases(body.logit_bias),
+        "allowed_token_ids": None if body.allowed_token_ids is None else tuple(body.allowed_token_ids),
+        "bad_words": tuple(body.bad_words or ()),
+        "show_control": body.skip_special_tokens is False,
+        "truncate_prompt": _truncation(body.truncate_prompt_tokens),
         "num_samples": num_samples,
         "min_tokens": body.min_tokens or 0,
         "stop_strings": (body.stop,) if isinstance(body.stop, str) else tuple(dict.fromkeys(body.stop or ())),
@@ -169,6 +194,26 @@ def shared(body: Generation, caller: Caller) -> dict[str, Any]:
         "cache_write": cache is None or cache.write,
         "cache_retain": cache is None or cache.retain,
     }
+
+
+def _biases(given: dict[str, float | bool] | list[tuple[int | str, float | bool]] | None) -> dict[str, Any]:
+    """An object or pairs; false bans. Raises InputError, also for texts: they may have several tokens."""
+    pairs = list(given.items() if isinstance(given, dict) else given or ())
+    for key, bias in pairs:
+        if isinstance(key, str) and not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise InputError("logit_bias takes token ids; POST /tokenize gives those of a text", param="logit_bias")
+        if bias is True:
+            raise InputError("a logit_bias is a number, or false to ban the token", param="logit_bias")
+    return {
+        "logit_bias": tuple((int(key), float(bias)) for key, bias in pairs if bias is not False),
+        "banned_ids": tuple(int(key) for key, bias in pairs if bias is False),
+    }
+
+
+def _truncation(num_tokens: int | None) -> int | None:
+    if num_tokens == 0:
+        raise InputError("truncate_prompt_tokens must be over 0, or -1 for what fits", param="truncate_prompt_tokens")
+    return None if num_tokens is None else max(0, num_tokens)
 
 
 def _first(*values: str | None) -> str:
@@ -269,7 +314,10 @@ class ChatFormat(OpenAIFormat):
         return b"".join(self._event([_chat_choice(index, "delta", role)]) for index in range(self._num_choices))
 
     def delta(self, delta: TextDelta) -> bytes:
-        content = self._event([_chat_choice(delta.index, "delta", {"content": delta.text})]) if delta.text else b""
+        content = b""
+        if delta.text or delta.logprobs:
+            shown = {"content": delta.text}
+            content = self._event([_chat_choice(delta.index, "delta", shown, logprobs=delta.logprobs)])
         return content + (self._event([_chat_choice(delta.index, "delta", {}, delta)]) if delta.finish else b"")
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
@@ -314,17 +362,31 @@ def _finish(delta: TextDelta | None) -> dict[str, Any]:
 
 
 def _completion_choice(delta: TextDelta) -> dict[str, Any]:
-    return {"index": delta.index, "text": delta.text, "logprobs": None, **_finish(delta)}
+    logprobs = completion_logprobs(delta.logprobs)
+    return {"index": delta.index, "text": delta.text, "logprobs": logprobs, **_finish(delta)}
 
 
 def chat_choices(choices: Sequence[TextDelta], key: str) -> list[dict[str, Any]]:
     """Chat-shaped choices; `key`: message, or delta (which holds what is new)."""
     role = {"role": "assistant"} if key == "message" else {}
     return [
-        _chat_choice(choice.index, key, role | ({"content": choice.text} if role or choice.text else {}), choice)
+        _chat_choice(
+            choice.index,
+            key,
+            role | ({"content": choice.text} if role or choice.text else {}),
+            choice,
+            logprobs=choice.logprobs,
+        )
         for choice in choices
     ]
 
 
-def _chat_choice(index: int, key: str, content: dict[str, str], delta: TextDelta | None = None) -> dict[str, Any]:
-    return {"index": index, key: content, "logprobs": None, **_finish(delta)}
+def _chat_choice(
+    index: int,
+    key: str,
+    content: dict[str, str],
+    ended: TextDelta | None = None,
+    *,
+    logprobs: Sequence[ReportedToken] = (),
+) -> dict[str, Any]:
+    return {"index": index, key: content, "logprobs": chat_logprobs(logprobs), **_finish(ended)}

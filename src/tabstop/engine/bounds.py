@@ -1,7 +1,7 @@
 """What the parameters of a draw may be.
 
-The service asks first, so that a client hears which is wrong; the engine again, since an id outside the vocabulary would
-reach the device as an index.
+The service asks first, so that a client hears which is wrong; the engine again, since an id outside the vocabulary
+would reach the device as an index.
 """
 
 from __future__ import annotations
