@@ -15,7 +15,7 @@ def completion_logprobs(tokens: Sequence[ReportedToken]) -> dict[str, Any] | Non
     if not tokens:
         return None
     return {
-        "tokens": [token.chosen.text for token in tokens],
+        "tokens": [_name(token.chosen) for token in tokens],
         "token_logprobs": [_shown(token.chosen) for token in tokens],
         "top_logprobs": [_by_text([*token.top, token.chosen]) for token in tokens],
         "text_offset": [token.offset for token in tokens],
@@ -39,8 +39,16 @@ def _by_text(entries: Sequence[Likelihood]) -> dict[str, float]:
     """Tokens may be spelled alike: the likelier, which comes first, is shown."""
     shown: dict[str, float] = {}
     for entry in entries:
-        shown.setdefault(entry.text, _shown(entry))
+        shown.setdefault(_name(entry), _shown(entry))
     return shown
+
+
+def _name(entry: Likelihood) -> str:
+    r"""A key: parts of characters are told apart as `bytes:\xe2\x80`, as OpenAI's completions do."""
+    try:
+        return entry.spelled.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in entry.spelled)
 
 
 def _chat_entry(entry: Likelihood) -> dict[str, Any]:
