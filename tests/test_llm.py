@@ -86,6 +86,18 @@ def test_log_probabilities_in_vllms_shape(llm):
     assert silent.outputs[0].logprobs is silent.outputs[0].cumulative_logprob is None
 
 
+def test_the_best_of_some_samples_is_the_likeliest(llm):
+    shared = {"temperature": 1.0, "seed": 7, "max_tokens": 10, "ignore_eos": True}
+    [every] = llm.generate("import os", SamplingParams(n=6, logprobs=0, **shared), use_tqdm=False)
+    ranked = sorted(every.outputs, key=lambda output: output.cumulative_logprob / 10, reverse=True)
+    for logprobs in (None, 2):
+        params = SamplingParams(n=2, best_of=6, logprobs=logprobs, **shared)
+        [best] = llm.generate("import os", params, use_tqdm=False)
+        assert [output.token_ids for output in best.outputs] == [output.token_ids for output in ranked[:2]]
+        assert [output.index for output in best.outputs] == [0, 1]
+        assert [output.logprobs is None for output in best.outputs] == [logprobs is None] * 2
+
+
 def test_parameters_shape_the_draws(llm):
     def ids(**options):
         params = SamplingParams(**{"temperature": 0, "max_tokens": 12, "ignore_eos": True} | options)
@@ -111,10 +123,11 @@ def test_parameters_shape_the_draws(llm):
 def test_bad_input_says_what_is_allowed(llm):
     with pytest.raises(InputError, match="temperature is -1"):
         SamplingParams(temperature=-1)
-    with pytest.raises(NotSupportedError, match="best_of"):
-        SamplingParams(best_of=3)
+    with pytest.raises(NotSupportedError, match="use_beam_search"):
+        SamplingParams(use_beam_search=True)
     for wrong in (
         {"min_p": "x"},
+        {"best_of": 0},
         {"logprobs": -1},
         {"logit_bias": {"x": 1}},
         {"logit_bias": {1: None}},

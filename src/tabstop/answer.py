@@ -204,7 +204,7 @@ class Answer:
         if call.show_control:
             detokenizer.control_bytes = self._tokenizer.control_bytes
         shaper = Shaper(Shape(prompt.crlf, call.min_indent, call.max_seconds))
-        reporter = None if call.num_logprobs is None else Reporter(self._tokenizer, len(prompt.echo))
+        reporter = None if call.num_reported is None else Reporter(self._tokenizer, len(prompt.echo))
         return _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string)
 
     async def started(self) -> None:

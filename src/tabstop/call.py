@@ -5,6 +5,7 @@ Filled by a dialect (api/<dialect>.py), read by the service. Nothing here is HTT
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tabstop.text.chat import Conversation
@@ -56,6 +57,7 @@ class Call:
     banned_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None  # likeliest tokens beside each token's own log-probability; None: nothing of them
     num_samples: int = 1
+    num_best: int | None = None  # of a whole answer's samples of each prompt only so many, the likeliest (best_choices)
 
     max_tokens: int | None = None  # given: must fit into the context
     default_max_tokens: int | None = None  # where max_tokens is not given; cut to what fits; None: all that fits
@@ -82,6 +84,11 @@ class Call:
     cache_write: bool = True
     cache_retain: bool = True
 
+    @property
+    def num_reported(self) -> int | None:
+        """As num_logprobs, of what the engine is asked: ranking needs them, too."""
+        return 0 if self.num_logprobs is None and self.num_best is not None else self.num_logprobs
+
 
 @dataclass(slots=True)
 class TextDelta:
@@ -101,6 +108,26 @@ class TextDelta:
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.finish, self.stop_reason, self.fill = later.finish, later.stop_reason, later.fill
+
+
+def best_choices(choices: Sequence[TextDelta], call: Call) -> list[TextDelta]:
+    """Of each prompt's whole choices, which come in order, the `num_best` of the highest mean log-probability a token.
+
+    They are numbered anew, best first.
+    """
+    if call.num_best is None:
+        return list(choices)
+    kept: list[TextDelta] = []
+    for first in range(0, len(choices), call.num_samples):
+        kept += sorted(choices[first : first + call.num_samples], key=_mean_logprob, reverse=True)[: call.num_best]
+    for index, choice in enumerate(kept):
+        choice.index = index
+        choice.logprobs = [] if call.num_logprobs is None else choice.logprobs
+    return kept
+
+
+def _mean_logprob(choice: TextDelta) -> float:
+    return sum(token.chosen.logprob for token in choice.logprobs) / max(1, len(choice.logprobs))
 
 
 @dataclass(slots=True)

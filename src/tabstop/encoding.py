@@ -67,7 +67,7 @@ def _encode_one(prompt: Prompt, call: Call, text: ModelText, info: EngineInfo, p
 GIVEN = (
     *("temperature", "top_k", "top_p", "min_p", "typical_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "penalty_window"),
-    *("logit_bias", "allowed_token_ids", "num_logprobs"),
+    *("logit_bias", "allowed_token_ids"),
 )
 """Fields of Call that are Sampling's; None: the checkpoint decides."""
 
@@ -79,6 +79,7 @@ def make_sampling(call: Call, text: ModelText, vocab_size: int, seed: int) -> Sa
     for word in call.bad_words:
         banned += _runs_of(word, text.tokenizer)
     sampling = structs.replace(text.sampling, **given, seed=seed, banned=tuple(dict.fromkeys(banned)))
+    sampling = structs.replace(sampling, num_logprobs=call.num_reported)
     if call.allowed_token_ids == ():
         raise InputError("allowed_token_ids is empty; leave it out", param="allowed_token_ids")
     check_sampling(sampling, vocab_size)

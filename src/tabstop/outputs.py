@@ -10,7 +10,6 @@ from typing import Any
 from tabstop.errors import InputError, NotSupportedError
 
 NEUTRAL: dict[str, Any] = {
-    "best_of": None,
     "use_beam_search": False,
     "length_penalty": 1.0,
     "early_stopping": False,
@@ -22,6 +21,7 @@ NEUTRAL: dict[str, Any] = {
 """Parameters of vLLM that are accepted at the value that changes nothing, and refused otherwise."""
 
 DEFAULTS: dict[str, Any] = {
+    "best_of": None,
     "min_p": 0.0,
     "typical_p": 1.0,
     "repetition_penalty": 1.0,
@@ -52,6 +52,7 @@ class SamplingParams:
     ignore_eos: bool
     max_tokens: int | None  # None: as many as fit the context
     min_tokens: int
+    best_of: int | None  # so many samples, of which the n likeliest are the answer
     min_p: float
     typical_p: float
     repetition_penalty: float  # over prompt and output
@@ -115,6 +116,7 @@ class SamplingParams:
         some = ("min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
         for name, is_right, allowed in (
             ("n", _is_whole(self.n, 1), "a whole number of at least 1"),
+            ("best_of", self.best_of is None or _is_whole(self.best_of, self.n), "None or at least n"),
             (
                 "temperature",
                 _is_number(self.temperature) and 0 <= self.temperature < math.inf,

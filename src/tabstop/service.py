@@ -217,7 +217,9 @@ class Service:
         """Limits that hold whatever the dialect. Raises InputError."""
         limits = self.limits
         if not 1 <= call.num_samples <= limits.max_num_samples:
-            raise InputError(f"n is {call.num_samples}; it must be 1 to {limits.max_num_samples}", param="n")
+            raise InputError(
+                f"n, or best_of, is {call.num_samples}; it must be 1 to {limits.max_num_samples}", param="n"
+            )
         if not 1 <= len(call.prompts) * call.num_samples <= MAX_CHOICES:
             raise InputError(f"prompts × n is not between 1 and {MAX_CHOICES}; send fewer prompts", param="prompt")
         if len(call.stop_strings) > limits.max_stop_strings:

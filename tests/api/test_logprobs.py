@@ -93,6 +93,17 @@ def test_streamed_equals_whole(api: openai.OpenAI) -> None:
             assert all(len(shown) >= max(1, logprobs) for shown in choice.logprobs.top_logprobs)
 
 
+def test_best_of_ranks_by_the_mean_and_counts_all(api: openai.OpenAI) -> None:
+    settings = SETTINGS | {"prompt": [PROMPT, "x = "], "extra_body": {"ignore_eos": True}}
+    every = api.completions.create(n=4, logprobs=0, **settings).choices
+    best = api.completions.create(n=1, best_of=4, **settings)
+    means = [sum(choice.logprobs.token_logprobs) / 12 for choice in every]
+    expected = [max(range(first, first + 4), key=means.__getitem__) for first in (0, 4)]
+    assert [choice.text for choice in best.choices] == [every[index].text for index in expected]
+    assert [choice.index for choice in best.choices] == [0, 1] and best.choices[0].logprobs is None
+    assert best.usage.completion_tokens == 2 * 4 * 12
+
+
 def test_chats_report_too(api: openai.OpenAI) -> None:
     settings = SETTINGS | {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2}
     (choice,) = api.chat.completions.create(**settings).choices

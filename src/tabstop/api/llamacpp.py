@@ -43,6 +43,8 @@ def llama_completion_call(body: LlamaCompletionBody, caller: Caller) -> Call:
 def _generation(body: LlamaBody, caller: Caller) -> dict[str, Any]:
     if body.n_cmpl and body.stream:
         raise InputError("n_cmpl needs the whole answer; leave stream out", param="n_cmpl")
+    if body.n_cmpl and body.best_of:
+        raise InputError("n_cmpl shows all of its samples; leave best_of out", param="best_of")
     if body.logprobs or body.top_logprobs:
         raise NotSupportedError("`logprobs` is called `n_probs` here", param="logprobs")
     fields = shared(body, caller) | _penalties(body)
@@ -50,7 +52,7 @@ def _generation(body: LlamaBody, caller: Caller) -> dict[str, Any]:
         fields["seed"] = None
     limit = body.n_predict if body.n_predict is not None else body.max_tokens
     return fields | {
-        "num_samples": body.n_cmpl or body.n or 1,
+        "num_samples": body.n_cmpl or fields["num_samples"],
         "distinct": bool(body.n_cmpl or body.distinct),
         "max_tokens": None if limit is None or limit < 0 else limit,
         "min_indent": body.n_indent or 0,

@@ -8,11 +8,11 @@ from tabstop.api.openai import (
     Caller,
     ChatFormat,
     chat_choices,
-    chat_num_logprobs,
     fill_object,
     shared,
     surroundings,
 )
+from tabstop.api.sampling import chat_num_logprobs
 from tabstop.api.schema import MistralBody
 from tabstop.call import Call, TextDelta, Usage
 from tabstop.text.fim import Hole

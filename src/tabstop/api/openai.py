@@ -16,6 +16,7 @@ import msgspec
 
 from tabstop.api.errors import error_object
 from tabstop.api.logprobs import chat_logprobs, completion_logprobs
+from tabstop.api.sampling import chat_num_logprobs, completion_num_logprobs, sampling_fields
 from tabstop.api.schema import AroundHole, ChatBody, CompletionBody, FileBody, Generation, Refused
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
@@ -81,29 +82,9 @@ def completion_call(body: CompletionBody, caller: Caller) -> Call:
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         echo=bool(body.echo),
-        num_logprobs=_completion_logprobs(body),
+        num_logprobs=completion_num_logprobs(body),
         **shared(body, caller),
     )
-
-
-def _completion_logprobs(body: CompletionBody) -> int | None:
-    """A number; chats' spelling is told apart."""
-    if body.top_logprobs is not None or body.logprobs is True:
-        raise InputError("/v1/completions takes `logprobs` as a number, and no `top_logprobs`", param="logprobs")
-    if body.logprobs is None or body.logprobs is False:
-        return None
-    if body.echo:
-        raise NotSupportedError("`logprobs` with `echo`: those of prompts are not supported", param="logprobs")
-    return int(body.logprobs)
-
-
-def chat_num_logprobs(body: Generation) -> int | None:
-    """Raises InputError."""
-    if body.logprobs is None or isinstance(body.logprobs, bool):
-        if body.top_logprobs and not body.logprobs:
-            raise InputError("top_logprobs needs logprobs to be true", param="top_logprobs")
-        return (body.top_logprobs or 0) if body.logprobs else None
-    raise InputError("chats take `logprobs` as true or false, and a number as `top_logprobs`", param="logprobs")
 
 
 def _hole(prompt: Prompt, body: CompletionBody) -> Hole:
@@ -156,31 +137,14 @@ def prompts_of(prompt: str | list[Any] | None, bos: bool) -> list[Prompt]:
 
 def shared(body: Generation, caller: Caller) -> dict[str, Any]:
     """What all kinds of call take alike: fields of Call. Raises InputError or NotSupportedError."""
-    num_samples = body.n or 1
     _refuse_unsupported(body, Refused.__struct_fields__)
-    if body.best_of not in (None, num_samples):
-        raise NotSupportedError("best_of must equal n; ranking samples is not supported", param="best_of")
-    cache, top_p = body.cache, body.top_p
+    cache = body.cache
     return {
         "model": body.model or "",
         "request_id": caller.request_id,
         "tenant": caller.tenant,
         "client": caller.headers.get("user-agent", ""),
-        "temperature": 0.0 if top_p == 0 else body.temperature,  # no token but the most likely one
-        "top_k": None if body.top_k is None else max(0, body.top_k),
-        "top_p": top_p or None,
-        "seed": body.seed,
-        "min_p": body.min_p,
-        "typical_p": body.typical_p,
-        "repetition_penalty": body.repetition_penalty,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        **_biases(body.logit_bias),
-        "allowed_token_ids": None if body.allowed_token_ids is None else tuple(body.allowed_token_ids),
-        "bad_words": tuple(body.bad_words or ()),
-        "show_control": body.skip_special_tokens is False,
-        "truncate_prompt": _truncation(body.truncate_prompt_tokens),
-        "num_samples": num_samples,
+        **sampling_fields(body),
         "min_tokens": body.min_tokens or 0,
         "stop_strings": (body.stop,) if isinstance(body.stop, str) else tuple(dict.fromkeys(body.stop or ())),
         "stop_token_ids": tuple(body.stop_token_ids or ()),
@@ -194,26 +158,6 @@ def shared(body: Generation, caller: Caller) -> dict[str, Any]:
         "cache_write": cache is None or cache.write,
         "cache_retain": cache is None or cache.retain,
     }
-
-
-def _biases(given: dict[str, float | bool] | list[tuple[int | str, float | bool]] | None) -> dict[str, Any]:
-    """An object or pairs; false bans. Raises InputError, also for texts: they may have several tokens."""
-    pairs = list(given.items() if isinstance(given, dict) else given or ())
-    for key, bias in pairs:
-        if isinstance(key, str) and not (key.isascii() and key.isdigit() and len(key) < 10):
-            raise InputError("logit_bias takes token ids; POST /tokenize gives those of a text", param="logit_bias")
-        if bias is True:
-            raise InputError("a logit_bias is a number, or false to ban the token", param="logit_bias")
-    return {
-        "logit_bias": tuple((int(key), float(bias)) for key, bias in pairs if bias is not False),
-        "banned_ids": tuple(int(key) for key, bias in pairs if bias is False),
-    }
-
-
-def _truncation(num_tokens: int | None) -> int | None:
-    if num_tokens == 0:
-        raise InputError("truncate_prompt_tokens must be over 0, or -1 for what fits", param="truncate_prompt_tokens")
-    return None if num_tokens is None else max(0, num_tokens)
 
 
 def _first(*values: str | None) -> str:

@@ -100,7 +100,7 @@ class Generation(Refused, kw_only=True):
     cache: CacheOptions | None = None
     cache_prompt: bool | None = None
     cache_salt: Name | None = None
-    best_of: Any = None  # as n, or refused
+    best_of: Annotated[int, Meta(ge=1, le=1024)] | None = None
 
 
 class FileBody(msgspec.Struct, kw_only=True):
