@@ -22,8 +22,23 @@ from tabstop.sampling.random import uniform
 from tabstop.sampling.steps import ROWS_AT_ONCE, STEPS, Step
 
 
-def run_step(step: Step, logits: Tensor, batch: SamplingBatch, rows: np.ndarray) -> None:
-    """Changes those rows of the logits, int64 [n], in place."""
+def _needed(batch: SamplingBatch) -> list[tuple[Step, np.ndarray]]:
+    """The steps that are needed, and the rows that need them, int64 [n]."""
+    found = ((step, np.flatnonzero(step.rows(batch))) for step in STEPS)
+    return [(step, rows) for step, rows in found if rows.size]
+
+
+def _changed(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """The logits after all steps: new ones, if there are any."""
+    steps = _needed(batch)
+    logits = logits.clone() if steps else logits
+    for step, rows in steps:
+        _run_step(step, logits, batch, rows)
+    return logits
+
+
+def _run_step(step: Step, logits: Tensor, batch: SamplingBatch, rows: np.ndarray) -> None:
+    """Changes those rows of the logits in place."""
     for first in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[first : first + ROWS_AT_ONCE]
         places = upload(some, logits.device)
@@ -70,7 +85,7 @@ class Sampler:
 
     def takes_logits_as_they_are(self, slots: np.ndarray, positions: np.ndarray) -> bool:
         """Whether no step is needed for these draws, masks aside: `numbers` are all that they need."""
-        return not self._steps(self._batch(slots, positions, None))
+        return not self._is_special[slots].any() or not _needed(self._batch(slots, positions, None))
 
     def numbers(self, slots: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(temperature, uniform) of slots and of the positions of their tokens to draw, float32 [N] each."""
@@ -81,12 +96,9 @@ class Sampler:
 
         The logits stay as they are.
         """
-        batch = self._batch(slots, positions, masks)
-        if steps := self._steps(batch):
-            logits = logits.clone()
-        for step, rows in steps:
-            run_step(step, logits, batch, rows)
-        tokens = draw(logits, np.array(batch.parameters["temperature"]), self._uniform(slots, positions))
+        if masks is not None or self._is_special[slots].any():
+            logits = _changed(logits, self._batch(slots, positions, masks))
+        tokens = draw(logits, self._parameters["temperature"][slots], self._uniform(slots, positions))
         self._history.remember(slots, positions, tokens)
         return tokens
 
@@ -102,16 +114,9 @@ class Sampler:
         wanted = wanted[rows]
         return Reported(rows, wanted, *report(logits, tokens, upload(places[rows], logits.device), int(wanted.max())))
 
-    def _steps(self, batch: SamplingBatch) -> list[tuple[Step, np.ndarray]]:
-        """The steps that are needed, and the rows that need them."""
-        if batch.masks is None and not self._is_special[batch.slots].any():
-            return []
-        needed = ((step, np.flatnonzero(step.rows(batch))) for step in STEPS)
-        return [(step, rows) for step, rows in needed if rows.size]
-
     def _batch(self, slots: np.ndarray, positions: np.ndarray, masks: np.ndarray | None) -> SamplingBatch:
         return SamplingBatch(slots, positions, self._parameters[slots], masks, self._lists, self._history)
 
     def _uniform(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        numbers = self._parameters[slots]
-        return uniform(numbers["seed"], numbers["candidate"], positions.astype(np.uint64))
+        seed, candidate = (self._parameters[name][slots] for name in ("seed", "candidate"))
+        return uniform(seed, candidate, positions.astype(np.uint64))
