@@ -177,18 +177,19 @@ def test_what_was_drawn_counts_in_the_next_step_wherever_it_was_drawn():
     """A sequence that goes on beside others, one that is admitted again after a preemption, and one alone are equal."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(30, VOCAB, generator=generator)
-    together, tokens = after_history(LOOKING_BACK), [list(PROMPT + OUTPUT) for _ in LOOKING_BACK]
+    together, tokens = after_history(NEW_STEPS), [list(PROMPT + OUTPUT) for _ in NEW_STEPS]
     for step, row in enumerate(logits):
-        slots = np.arange(len(LOOKING_BACK))
+        slots = np.arange(len(NEW_STEPS))
         repeated = row.repeat(len(slots), 1)
         drawn = together.sample(repeated, slots, np.full(len(slots), NEXT + step), None).tolist()
-        for slot, sampling in enumerate(LOOKING_BACK):
+        for slot, sampling in enumerate(NEW_STEPS):
             again = Sampler(1)
-            again.admit([Admission(0, sampling, slot, len(PROMPT), array("I", tokens[slot]))])
+            history = array("I", tokens[slot]) if sampling.looks_back else None
+            again.admit([Admission(0, sampling, slot, len(PROMPT), history)])
             alone = again.sample(row[None], np.zeros(1, np.int64), np.array([NEXT + step]), None)
             assert alone.tolist() == [drawn[slot]]
             tokens[slot].append(drawn[slot])
-    assert len({tuple(entry) for entry in tokens}) == len(LOOKING_BACK)
+    assert len({tuple(entry) for entry in tokens}) == len(NEW_STEPS)
 
 
 def test_a_slot_forgets_its_former_owner():
