@@ -125,6 +125,20 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/sampling/test_sampler.py",),
     ),
     Mutant(
+        "output forgotten by a preemption",
+        "src/tabstop/engine/request.py",
+        "history = self.tokens[:] if",
+        "history = self.tokens[: self.num_prompt_tokens] if",
+        ("tests/engine/test_pairs.py",),
+    ),
+    Mutant(
+        "drawn token not remembered for penalties",
+        "src/tabstop/sampling/sampler.py",
+        "        self._history.remember(slots, positions, tokens)\n",
+        "",
+        ("tests/sampling/test_sampler.py::test_what_was_drawn_counts_in_the_next_step_wherever_it_was_drawn",),
+    ),
+    Mutant(
         "stop missed across tokens",
         "src/tabstop/text/detokenizer.py",
         "self._stop_strings.feed(self._state, text)",

@@ -152,9 +152,17 @@ def test_the_same_prompt_again_computes_at_most_a_block(client):
     assert usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens <= 3
 
 
+def test_draws_and_their_reports_cross_the_processes(client):
+    extra = {"repetition_penalty": 1.5, "bad_words": ["pt"], "min_p": 0.1, "allowed_token_ids": list(range(40, 90))}
+    settings = GREEDY | {"extra_body": GREEDY["extra_body"] | extra}
+    (choice,) = client.completions.create(prompt="x", logprobs=2, **settings).choices
+    assert len(choice.logprobs.tokens) == GREEDY["max_tokens"] and "pt" not in choice.text
+    assert all(entry < 0 for entry in choice.logprobs.token_logprobs)
+
+
 def test_errors_have_the_clients_classes(client):
     with pytest.raises(openai.BadRequestError, match="logit_bias"):
-        client.completions.create(prompt="x", logit_bias={"1": 2}, **GREEDY)
+        client.completions.create(prompt="x", logit_bias={"99999": 2}, **GREEDY)
     with pytest.raises(openai.BadRequestError, match="context"):
         client.completions.create(prompt="x", **GREEDY | {"max_tokens": 10_000})
     with pytest.raises(openai.NotFoundError):

@@ -7,6 +7,7 @@ import math
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 
@@ -73,11 +74,76 @@ def test_chat_uses_the_template(llm):
     assert answer.prompt_token_ids == llm.get_tokenizer().encode(expected)
 
 
+def test_log_probabilities_in_vllms_shape(llm):
+    for count in (0, 3):
+        params = SamplingParams(temperature=0.9, seed=3, max_tokens=8, ignore_eos=True, logprobs=count)
+        [answer] = llm.generate("def f(x):", params, use_tqdm=False)
+        [output] = answer.outputs
+        assert len(output.logprobs) == 8
+        for token_id, entries in zip(output.token_ids, output.logprobs, strict=True):
+            assert token_id in entries and count <= len(entries) <= count + 1
+            assert [entry.rank for entry in entries.values()][:count] == list(range(1, count + 1))
+        chosen = [entries[token].logprob for token, entries in zip(output.token_ids, output.logprobs, strict=True)]
+        assert output.cumulative_logprob == pytest.approx(sum(chosen))
+    [silent] = llm.generate("def f(x):", GREEDY, use_tqdm=False)
+    assert silent.outputs[0].logprobs is silent.outputs[0].cumulative_logprob is None
+
+
+def test_the_best_of_some_samples_is_the_likeliest(llm):
+    shared = {"temperature": 1.0, "seed": 7, "max_tokens": 10, "ignore_eos": True}
+    [every] = llm.generate("import os", SamplingParams(n=6, logprobs=0, **shared), use_tqdm=False)
+    ranked = sorted(every.outputs, key=lambda output: output.cumulative_logprob / 10, reverse=True)
+    for logprobs in (None, 2):
+        params = SamplingParams(n=2, best_of=6, logprobs=logprobs, **shared)
+        [best] = llm.generate("import os", params, use_tqdm=False)
+        assert [output.token_ids for output in best.outputs] == [output.token_ids for output in ranked[:2]]
+        assert [output.index for output in best.outputs] == [0, 1]
+        assert [output.logprobs is None for output in best.outputs] == [logprobs is None] * 2
+
+
+def test_parameters_shape_the_draws(llm):
+    def ids(**options):
+        params = SamplingParams(**{"temperature": 0, "max_tokens": 12, "ignore_eos": True} | options)
+        [answer] = llm.generate("def f(x):", params, use_tqdm=False)
+        return answer.outputs[0].token_ids
+
+    plain = ids()
+    assert set(ids(allowed_token_ids=[40, 41])) <= {40, 41}
+    assert plain[0] not in ids(logit_bias={plain[0]: -100}) and ids(logit_bias={"50": 100}) == [50] * 12
+    assert len(set(ids(presence_penalty=2, frequency_penalty=2, repetition_penalty=50))) == 12
+    assert ids(min_p=1.0, temperature=3.0) == ids(typical_p=1.0, top_k=1, temperature=3.0) == plain
+    encode, decode = llm.get_tokenizer().encode, llm.get_tokenizer().decode
+    pair = next(decode(two) for two in pairwise(plain) if encode(decode(two)) == list(two) and decode(two).strip())
+    assert pair in decode(plain) and pair not in decode(ids(bad_words=[pair]))
+    assert pair[0] in decode(ids(bad_words=[pair])), "only the run is banned"
+    stopped = ids(stop_token_ids=[plain[1]])
+    assert stopped == plain[:2] and len(ids(stop_token_ids=[plain[1]], min_tokens=6)) > 6
+    assert plain[1] not in ids(stop_token_ids=[plain[1]], min_tokens=6)[:6]
+    [cut] = llm.generate("def f(x):", SamplingParams(max_tokens=1, truncate_prompt_tokens=3), use_tqdm=False)
+    assert len(cut.prompt_token_ids) == 3
+
+
 def test_bad_input_says_what_is_allowed(llm):
     with pytest.raises(InputError, match="temperature is -1"):
         SamplingParams(temperature=-1)
-    with pytest.raises(NotSupportedError, match="best_of"):
-        SamplingParams(best_of=3)
+    with pytest.raises(NotSupportedError, match="use_beam_search"):
+        SamplingParams(use_beam_search=True)
+    for wrong in (
+        {"min_p": "x"},
+        {"best_of": 0},
+        {"logprobs": -1},
+        {"logit_bias": {"x": 1}},
+        {"logit_bias": {1: None}},
+        {"allowed_token_ids": [-1]},
+        {"bad_words": "x"},
+        {"skip_special_tokens": 1},
+        {"truncate_prompt_tokens": 0},
+    ):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            SamplingParams(**wrong)
+    for wrong in ({"repetition_penalty": 0}, {"logprobs": 21}, {"logit_bias": {10**6: 1}}, {"bad_words": ["y" * 70]}):
+        with pytest.raises(InputError, match=next(iter(wrong)).replace("bad_words", "bad word")):
+            llm.generate("x", SamplingParams(**wrong), use_tqdm=False)
     with pytest.raises(InputError, match="no parameter 'max_token'"):
         SamplingParams(max_token=3)
     with pytest.raises(InputError, match="2 prompts, but 3"):

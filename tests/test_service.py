@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,71 @@ async def test_a_stop_string_ends_the_answer_and_tells_the_engine(checkpoint) ->
     assert not engine.num_aborted, "a stop is not an abort"
     assert engine.num_finished[FinishReason.STOP] == 1
     await assert_idle(service, engine)
+
+
+async def test_log_probabilities_end_where_the_tokens_do(checkpoint) -> None:
+    """Those of tokens after a stop string are cut; each offset is where its token begins in the text."""
+    ids = [*TINY.encode("h\u00e9"), *TINY.encode(TEXT)]
+    engine = FakeEngine(script=scripted(ids * 100), stop_sets={"eos": frozenset()})
+    service = service_over(checkpoint, engine)
+    answer = await service.start(call(stop_strings=("+ 1\npr",), num_logprobs=2, echo=True))
+    while engine.num_live:  # the reader is slow: deltas merge
+        await asyncio.sleep(0)
+    (choice,) = await collect(answer)
+    prompt = "def f(x):\n    "
+    assert choice.text == prompt + "h\u00e9return x "
+    assert [token.chosen.token_id for token in choice.logprobs] == choice.token_ids == ids[: len(choice.token_ids)]
+    for token, following in pairwise(choice.logprobs):
+        shown = (prompt + "h\u00e9" + TEXT)[token.offset : following.offset]
+        assert shown in (token.chosen.text, "", "\u00e9")  # bytes of a character that is not whole yet add none
+    assert choice.logprobs[0].offset == len(prompt)
+    (silent,) = await collect(await service.start(call(stop_strings=("pr",))))
+    assert silent.logprobs == [] and engine.submitted[-1].sampling.num_logprobs is None
+    await assert_idle(service, engine)
+
+
+async def test_control_tokens_and_stop_tokens_show_on_request(checkpoint) -> None:
+    service = service_over(checkpoint, engine_saying("a"))
+    stop = {"stop_token_ids": (TINY.encode("a")[0],)}
+    for options, text in (
+        ({}, "a"),
+        ({"show_control": True}, "a"),
+        ({"show_control": True, "keep_stop_string": True}, "a<|im_end|>"),
+        (stop, ""),
+        (stop | {"keep_stop_string": True}, "a"),
+    ):
+        (choice,) = await collect(await service.start(call(**options)))
+        assert (choice.text, choice.finish) == (text, FinishReason.STOP)
+    shown = FakeEngine(script=scripted([EOS, *TINY.encode("b")]), stop_sets={"eos": frozenset([EOS])})
+    (choice,) = await collect(await service_over(checkpoint, shown).start(call(show_control=True, ignore_eos=True)))
+    assert choice.text == "<|im_end|>b"
+
+
+async def test_prompts_are_cut_to_their_last_tokens_on_request(checkpoint) -> None:
+    engine = engine_saying("a")
+    service = service_over(checkpoint, engine)
+    room = INFO.max_model_len
+    for prompt, options, length in (
+        (TextPrompt("x" * 30 + "yz"), {"truncate_prompt": 2}, 2),
+        (TextPrompt("yz"), {"truncate_prompt": 9}, 2),
+        (TextPrompt("x" * room + "yz"), {"truncate_prompt": 0, "max_tokens": 10}, room - 10),
+        (TextPrompt("x" * 100 * room + "yz"), {"truncate_prompt": room, "max_tokens": 10}, room - 10),
+        (TokenPrompt(TINY.encode("<|im_start|>" + "x" * 9 + "yz")), {"truncate_prompt": 3}, 3),
+    ):
+        await collect(await service.start(Call(prompts=(prompt,), **options)))
+        ids = unpack_ids(engine.submitted[-1].prompt_ids)
+        assert len(ids) == length and TINY.decode(ids).endswith("yz")
+    assert ids[0] == TINY.encode("<|im_start|>")[0], "a BOS stays in front"
+
+
+async def test_bad_words_become_every_run_that_spells_them(checkpoint) -> None:
+    engine = engine_saying("a")
+    service = service_over(checkpoint, engine)
+    await collect(await service.start(call(bad_words=("print", "<|im_end|>"), banned_ids=(7,))))
+    runs = engine.submitted[-1].sampling.banned
+    spelled = [TINY.decode(list(run)) for run in runs]
+    assert runs[0] == (7,) and spelled[1:] == ["print", " print", "<|im_end|>", " <|im_end|>"]
+    assert (EOS,) not in runs, "texts never name control tokens"
 
 
 async def test_one_sample_stops_the_others_go_on(checkpoint) -> None:
@@ -236,6 +302,13 @@ def replace_info(**changes: Any):
         ({"num_samples": 0}, "n"),
         ({"stop_strings": tuple(map(str, range(65)))}, "stop"),
         ({"stop_strings": ("a", "")}, "stop"),
+        ({"bad_words": (" ",)}, "bad_words"),
+        ({"bad_words": ("a" * 65,)}, "bad_words"),
+        ({"allowed_token_ids": ()}, "allowed_token_ids"),
+        ({"allowed_token_ids": (10**6,)}, "allowed_token_ids"),
+        ({"logit_bias": ((10**6, 1.0),)}, "logit_bias"),
+        ({"num_logprobs": 21}, "logprobs"),
+        ({"min_p": 2.0}, "min_p"),
         ({"stop_strings": ("a" * (MAX_STOP_CHARACTERS + 1),)}, "stop"),
         ({"min_tokens": 10, "max_tokens": 9}, "min_tokens"),
         ({"prompts": (TokenPrompt([1, 1 << 18]),)}, "prompt"),

@@ -18,6 +18,7 @@ from tabstop.engine.client import EngineClient
 from tabstop.errors import DeadlineError, InternalError, TabstopError, UnavailableError, from_code
 from tabstop.text.detokenizer import Detokenizer, StopStrings
 from tabstop.text.fim import FillReport
+from tabstop.text.reporting import Reporter
 from tabstop.text.shaping import Shape, Shaper
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.types import Delta, FinishReason, Submit
@@ -74,6 +75,8 @@ class _Sample:
     detokenizer: Detokenizer
     echo: str  # goes before its first text
     shaper: Shaper
+    reporter: Reporter | None  # where log-probabilities are wanted
+    keeps_stop: bool  # a stop token is part of the text
     last_time: float | None = None  # of its last tokens
     num_shown: int = 0  # tokens that are not skipped
     is_overlap: bool = False  # ended because it repeated the suffix
@@ -86,7 +89,10 @@ class _Sample:
         if self.shaper.is_done and text.finish is not FinishReason.STOP:
             text.finish, text.stop_reason = FinishReason.LENGTH, None
         text.text, self.echo = self.echo + text.text, ""
+        logprobs = delta.logprobs[num_skipped : len(text.token_ids)]  # those of cut tokens are cut with them
         text.token_ids = text.token_ids[num_skipped:]
+        if self.reporter is not None:
+            text.logprobs = self.reporter.read(text.token_ids, logprobs)
         if text.finish is not None:
             text.fill = self.request.prompt.fill
         return text
@@ -100,12 +106,13 @@ class _Sample:
             is_whole = len(ids) <= left
             finish = delta.finish if is_whole and delta.finish is not None else FinishReason.LENGTH
             stop_id = delta.stop_token_id if is_whole else None
-            delta = Delta(delta.request_id, delta.sample, ids[:left], finish, stop_id, delta.num_cached_tokens)
+            num_cached, logprobs = delta.num_cached_tokens, delta.logprobs[:left]
+            delta = Delta(delta.request_id, delta.sample, ids[:left], finish, stop_id, num_cached, logprobs=logprobs)
         self.num_shown += len(delta.token_ids) - num_skipped
         return delta, num_skipped
 
     def _cut(self, delta: Delta, index: int) -> TextDelta:
-        text_ids = delta.token_ids if delta.stop_token_id is None else delta.token_ids[:-1]
+        text_ids = delta.token_ids if delta.stop_token_id is None or self.keeps_stop else delta.token_ids[:-1]
         num_before = self.detokenizer.num_tokens
         text = self.detokenizer.feed(text_ids)
         if delta.finish is not None:
@@ -194,8 +201,11 @@ class Answer:
             keep_stop_string=call.keep_stop_string,
             skip=len(prompt.healed),
         )
+        if call.show_control:
+            detokenizer.control_bytes = self._tokenizer.control_bytes
         shaper = Shaper(Shape(prompt.crlf, call.min_indent, call.max_seconds))
-        return _Sample(request, detokenizer, prompt.echo, shaper)
+        reporter = None if call.num_reported is None else Reporter(self._tokenizer, len(prompt.echo))
+        return _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string)
 
     async def started(self) -> None:
         """Waits for the first news from the engine. Raises the TabstopError that prevents an answer."""

@@ -5,10 +5,12 @@ Filled by a dialect (api/<dialect>.py), read by the service. Nothing here is HTT
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
+from tabstop.text.reporting import ReportedToken
 from tabstop.types import FinishReason, Priority
 
 
@@ -43,7 +45,19 @@ class Call:
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    penalty_window: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()  # no run of tokens that spells one of them
+    banned_ids: tuple[int, ...] = ()
+    num_logprobs: int | None = None  # likeliest tokens beside each token's own log-probability; None: nothing of them
     num_samples: int = 1
+    num_best: int | None = None  # of a whole answer's samples of each prompt only so many, the likeliest (best_choices)
 
     max_tokens: int | None = None  # given: must fit into the context
     default_max_tokens: int | None = None  # where max_tokens is not given; cut to what fits; None: all that fits
@@ -51,7 +65,9 @@ class Call:
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    keep_stop_string: bool = False  # leave it at the end of the text
+    keep_stop_string: bool = False  # leave it, or a stop token, at the end of the text
+    show_control: bool = False  # control tokens, by their names
+    truncate_prompt: int | None = None  # to so many last tokens; 0: to what fits
     echo: bool = False  # the prompt's text comes first
     min_indent: int = 0  # a later line that is indented less ends the text
     max_seconds: float | None = None  # from the first token; ends the text once it has a line end
@@ -68,6 +84,11 @@ class Call:
     cache_write: bool = True
     cache_retain: bool = True
 
+    @property
+    def num_reported(self) -> int | None:
+        """As num_logprobs, of what the engine is asked: ranking needs them, too."""
+        return 0 if self.num_logprobs is None and self.num_best is not None else self.num_logprobs
+
 
 @dataclass(slots=True)
 class TextDelta:
@@ -79,12 +100,34 @@ class TextDelta:
     finish: FinishReason | None = None  # set once for each choice
     stop_reason: str | int | None = None  # the stop string, or which of the call's stop_token_ids
     fill: FillReport | None = None  # of a hole, beside `finish`
+    logprobs: list[ReportedToken] = field(default_factory=list)  # one for each of token_ids, if they were asked for
 
     def append(self, later: TextDelta) -> None:
         """Takes over a later delta of the same choice."""
         self.text += later.text
         self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
         self.finish, self.stop_reason, self.fill = later.finish, later.stop_reason, later.fill
+
+
+def best_choices(choices: Sequence[TextDelta], call: Call) -> list[TextDelta]:
+    """Of each prompt's whole choices, which come in order, the `num_best` of the highest mean log-probability a token.
+
+    They are numbered anew, best first.
+    """
+    if call.num_best is None:
+        return list(choices)
+    kept: list[TextDelta] = []
+    for first in range(0, len(choices), call.num_samples):
+        kept += sorted(choices[first : first + call.num_samples], key=_mean_logprob, reverse=True)[: call.num_best]
+    for index, choice in enumerate(kept):
+        choice.index = index
+        choice.logprobs = [] if call.num_logprobs is None else choice.logprobs
+    return kept
+
+
+def _mean_logprob(choice: TextDelta) -> float:
+    return sum(token.chosen.logprob for token in choice.logprobs) / max(1, len(choice.logprobs))
 
 
 @dataclass(slots=True)

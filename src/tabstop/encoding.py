@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from tabstop.answer import EncodedPrompt
 from tabstop.call import Call, Prompt, TextPrompt, TokenPrompt
+from tabstop.engine.bounds import check_sampling
 from tabstop.errors import ContextLengthError, InputError
 from tabstop.text import ModelText
 from tabstop.text.chat import Conversation, encode_chat
 from tabstop.text.fim import Hole
 from tabstop.text.fim_transcode import parse_foreign
 from tabstop.text.shaping import overlap_of
-from tabstop.types import EngineInfo
+from tabstop.text.tokenizer import Tokenizer
+from tabstop.types import EngineInfo, Sampling
 
 RESERVED_PART = 8
 """Of the context, one part in so many is kept for the answer of a hole when its client names no limit."""
@@ -51,13 +55,43 @@ def _encode_one(prompt: Prompt, call: Call, text: ModelText, info: EngineInfo, p
     if policy.transcodes and isinstance(prompt, TextPrompt):
         foreign = parse_foreign(prompt.text, lambda token: text.tokenizer.token_id(token) is not None)
     if foreign is None:
-        encoded = _encode_prompt(prompt, call.echo, text, info)
+        encoded = _encode_prompt(prompt, call, text, info)
         heals = isinstance(prompt, TextPrompt) and policy.heals_prompt(prompt, call)
         return _healed(encoded, text) if heals else encoded
     encoded = _encode_hole(foreign[1], call, text, info, policy)
     assert encoded.fill is not None
     encoded.fill.transcoded = foreign[0]
     return encoded
+
+
+GIVEN = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "penalty_window"),
+    *("logit_bias", "allowed_token_ids"),
+)
+"""Fields of Call that are Sampling's; None: the checkpoint decides."""
+
+
+def make_sampling(call: Call, text: ModelText, vocab_size: int, seed: int) -> Sampling:
+    """How a call's tokens are drawn. Raises InputError naming the parameter."""
+    given = {name: value for name in GIVEN if (value := getattr(call, name)) is not None}
+    banned: list[tuple[int, ...]] = [(token_id,) for token_id in call.banned_ids]
+    for word in call.bad_words:
+        banned += _runs_of(word, text.tokenizer)
+    sampling = structs.replace(text.sampling, **given, seed=seed, banned=tuple(dict.fromkeys(banned)))
+    sampling = structs.replace(sampling, num_logprobs=call.num_reported)
+    if call.allowed_token_ids == ():
+        raise InputError("allowed_token_ids is empty; leave it out", param="allowed_token_ids")
+    check_sampling(sampling, vocab_size)
+    return sampling
+
+
+def _runs_of(word: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The ids that spell a word: at the start of a line, and after a blank where that is another spelling."""
+    if not word.strip():
+        raise InputError("a bad word is empty; leave it out", param="bad_words")
+    spellings = dict.fromkeys((word, " " + word.lstrip()))
+    return [tuple(tokenizer.encode(spelling, control=False)) for spelling in spellings]
 
 
 def _healed(prompt: EncodedPrompt, text: ModelText) -> EncodedPrompt:
@@ -86,10 +120,12 @@ def _encode_hole(hole: Hole, call: Call, text: ModelText, info: EngineInfo, poli
     )
 
 
-def _encode_prompt(prompt: Prompt, wants_echo: bool, text: ModelText, info: EngineInfo) -> EncodedPrompt:
-    tokenizer, echo = text.tokenizer, ""
+def _encode_prompt(prompt: Prompt, call: Call, text: ModelText, info: EngineInfo) -> EncodedPrompt:
+    tokenizer, echo, wants_echo = text.tokenizer, "", call.echo
     assert not isinstance(prompt, Hole)
-    if _num_characters(prompt) > info.max_model_len * tokenizer.max_token_chars:  # no need to encode it to know
+    is_cut = call.truncate_prompt is not None
+    most = info.max_model_len * tokenizer.max_token_chars
+    if not is_cut and _num_characters(prompt) > most:  # no need to encode it to know
         raise too_long(f"over {info.max_model_len}", info, "prompt")
     if isinstance(prompt, TextPrompt):
         ids, echo = tokenizer.encode(prompt.text, bos=prompt.bos), prompt.text
@@ -99,7 +135,19 @@ def _encode_prompt(prompt: Prompt, wants_echo: bool, text: ModelText, info: Engi
         ids = encode_chat(text.template, tokenizer, prompt)
     ids = ids or _bos_of(text)
     _check_ids(ids, info)
+    if is_cut and (cut := _truncated(ids, call, text, info)) != ids:
+        ids, echo = cut, tokenizer.decode(cut) if wants_echo else ""
     return EncodedPrompt(ids, echo if wants_echo else "")
+
+
+def _truncated(ids: list[int], call: Call, text: ModelText, info: EngineInfo) -> list[int]:
+    """The last tokens that were asked for, or that fit beside the answer; a BOS in front stays there."""
+    room = info.max_model_len - (1 if call.max_tokens is None else call.max_tokens)
+    most = max(1, min(room, call.truncate_prompt or room))
+    if len(ids) <= most:
+        return ids
+    opening = ids[:1] if ids[0] == text.tokenizer.bos_id and most > 1 else []
+    return opening + ids[len(ids) - most + len(opening) :]
 
 
 def _bos_of(text: ModelText) -> list[int]:

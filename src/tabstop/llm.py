@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 from rich.progress import Progress
 
-from tabstop.call import Call, Prompt, TextPrompt, TokenPrompt
+from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, best_choices
 from tabstop.checkpoint import open_checkpoint
 from tabstop.config import EngineConfig, ServerConfig
 from tabstop.engine import garbage
 from tabstop.engine.build import build_core
 from tabstop.engine.inproc import InprocClient
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
-from tabstop.outputs import CompletionOutput, RequestOutput, SamplingParams
+from tabstop.outputs import CompletionOutput, Logprob, RequestOutput, SamplingParams
 from tabstop.service import MAX_CHOICES, Service, make_service
 from tabstop.text.messages import make_conversation, read_messages
 from tabstop.text.tokenizer import Tokenizer
@@ -166,20 +166,30 @@ class LLM:
             raise
 
     async def _answer(self, index: int, prompt: Prompt, params: SamplingParams) -> RequestOutput:
-        outputs = [CompletionOutput(sample) for sample in range(params.n)]
-        answer = await self._service.start(_call(prompt, params))
+        call = _call(prompt, params)
+        choices = [TextDelta(sample, "", []) for sample in range(call.num_samples)]
+        answer = await self._service.start(call)
         try:
             while deltas := await answer.next_deltas():
                 for delta in deltas:
-                    output = outputs[delta.index]
-                    output.text += delta.text
-                    output.token_ids += delta.token_ids
-                    output.finish_reason, output.stop_reason = delta.finish, delta.stop_reason
+                    choices[delta.index].append(delta)
         finally:
             await answer.close()
         text = prompt.text if isinstance(prompt, TextPrompt) else None
+        outputs = [_output(choice, params) for choice in best_choices(choices, call)]
         prompt_ids = unpack_ids(answer.submits[0].prompt_ids)
         return RequestOutput(str(index), text, prompt_ids, outputs, num_cached_tokens=answer.usage.num_cached_tokens)
+
+
+def _output(choice: TextDelta, params: SamplingParams) -> CompletionOutput:
+    output = CompletionOutput(choice.index, choice.text, choice.token_ids, choice.finish, choice.stop_reason)
+    if params.logprobs is not None:
+        output.logprobs = [
+            {one.token_id: Logprob(one.logprob, one.rank, one.text) for one in (*token.top, token.chosen)}
+            for token in choice.logprobs
+        ]
+        output.cumulative_logprob = sum(token.chosen.logprob for token in choice.logprobs)
+    return output
 
 
 def _call(prompt: Prompt, params: SamplingParams) -> Call:
@@ -189,12 +199,25 @@ def _call(prompt: Prompt, params: SamplingParams) -> Call:
         top_k=max(0, params.top_k),
         top_p=params.top_p,
         seed=params.seed,
-        num_samples=params.n,
+        num_samples=params.best_of or params.n,
+        num_best=params.n if (params.best_of or 0) > params.n else None,
         max_tokens=params.max_tokens,
         min_tokens=params.min_tokens,
         stop_strings=tuple(params.stop),
         stop_token_ids=tuple(params.stop_token_ids),
         ignore_eos=params.ignore_eos,
+        min_p=params.min_p,
+        typical_p=params.typical_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=tuple(params.logit_bias.items()),
+        allowed_token_ids=None if params.allowed_token_ids is None else tuple(params.allowed_token_ids),
+        bad_words=tuple(params.bad_words),
+        num_logprobs=params.logprobs,
+        show_control=not params.skip_special_tokens,
+        keep_stop_string=params.include_stop_str_in_output,
+        truncate_prompt=None if params.truncate_prompt_tokens is None else max(0, params.truncate_prompt_tokens),
     )
 
 

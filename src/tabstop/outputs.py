@@ -10,27 +10,32 @@ from typing import Any
 from tabstop.errors import InputError, NotSupportedError
 
 NEUTRAL: dict[str, Any] = {
-    "best_of": None,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "min_p": 0.0,
     "use_beam_search": False,
     "length_penalty": 1.0,
     "early_stopping": False,
-    "logprobs": None,
     "prompt_logprobs": None,
     "detokenize": True,
-    "skip_special_tokens": True,
     "spaces_between_special_tokens": True,
     "logits_processors": None,
-    "include_stop_str_in_output": False,
-    "truncate_prompt_tokens": None,
+}
+"""Parameters of vLLM that are accepted at the value that changes nothing, and refused otherwise."""
+
+DEFAULTS: dict[str, Any] = {
+    "best_of": None,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
     "logit_bias": None,
     "allowed_token_ids": None,
     "bad_words": None,
+    "logprobs": None,
+    "skip_special_tokens": True,
+    "include_stop_str_in_output": False,
+    "truncate_prompt_tokens": None,
 }
-"""Parameters of vLLM that are accepted at the value that changes nothing, and refused otherwise."""
+"""Parameters that are given by name; of the others the signature says it."""
 
 
 @dataclass(init=False)
@@ -47,6 +52,19 @@ class SamplingParams:
     ignore_eos: bool
     max_tokens: int | None  # None: as many as fit the context
     min_tokens: int
+    best_of: int | None  # so many samples, of which the n likeliest are the answer
+    min_p: float
+    typical_p: float
+    repetition_penalty: float  # over prompt and output
+    presence_penalty: float  # these two over the output
+    frequency_penalty: float
+    logit_bias: dict[int, float]
+    allowed_token_ids: list[int] | None
+    bad_words: list[str]
+    logprobs: int | None  # so many likeliest tokens beside each token, 0 to 20
+    skip_special_tokens: bool
+    include_stop_str_in_output: bool
+    truncate_prompt_tokens: int | None  # -1: to what fits
 
     def __init__(
         self,
@@ -62,21 +80,43 @@ class SamplingParams:
         min_tokens: int = 0,
         **others: Any,
     ) -> None:
-        """Raises InputError for values out of range, NotSupportedError for parameters that would change the output."""
+        """`others`: DEFAULTS, and NEUTRAL.
+
+        Raises InputError for values out of range, NotSupportedError for parameters that would change the output.
+        """
         self.n, self.temperature, self.top_p, self.top_k, self.seed = n, temperature, top_p, top_k, seed
         self.stop = _list_of("stop", [stop] if isinstance(stop, str) else stop, _is_text, "a text or a list of texts")
         self.stop_token_ids = _list_of("stop_token_ids", stop_token_ids, _is_token_id, "a list of token ids")
         self.ignore_eos, self.max_tokens, self.min_tokens = ignore_eos, max_tokens, min_tokens
-        for name, value in others.items():
-            if name not in NEUTRAL:
+        for name, value in (DEFAULTS | others).items():
+            if name in DEFAULTS:
+                setattr(self, name, value)
+            elif name not in NEUTRAL:
                 raise InputError(f"SamplingParams has no parameter {name!r}", param=name)
-            if value != NEUTRAL[name] and value is not None:
+            elif value != NEUTRAL[name] and value is not None:
                 raise NotSupportedError(f"{name} is not supported yet; leave it at {NEUTRAL[name]!r}", param=name)
+        self._read_lists()
         self._check()
 
+    def _read_lists(self) -> None:
+        """Raises InputError."""
+        self.bad_words = _list_of("bad_words", self.bad_words, _is_text, "a list of texts")
+        if self.allowed_token_ids is not None:
+            ids = _list_of("allowed_token_ids", self.allowed_token_ids, _is_token_id, "a list of token ids")
+            self.allowed_token_ids = ids
+        biases: Any = self.logit_bias or {}
+        if not isinstance(biases, dict) or not all(_is_number(bias) for bias in biases.values()):
+            raise InputError("logit_bias must be {token id: number}", param="logit_bias")
+        keys = [int(key) if isinstance(key, str) and key.isdecimal() else key for key in biases]
+        ids = _list_of("logit_bias", keys, _is_token_id, "{token id: number}")
+        self.logit_bias = dict(zip(ids, biases.values(), strict=True))
+
     def _check(self) -> None:
+        """Ranges beside those that the engine checks (engine/bounds.py)."""
+        some = ("min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
         for name, is_right, allowed in (
             ("n", _is_whole(self.n, 1), "a whole number of at least 1"),
+            ("best_of", self.best_of is None or _is_whole(self.best_of, self.n), "None or at least n"),
             (
                 "temperature",
                 _is_number(self.temperature) and 0 <= self.temperature < math.inf,
@@ -85,12 +125,22 @@ class SamplingParams:
             ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number over 0 and at most 1"),
             ("top_k", _is_whole(self.top_k, -1), "-1 (all) or a greater whole number"),
             ("seed", self.seed is None or _is_whole(self.seed, -math.inf), "None or a whole number"),
-            ("ignore_eos", isinstance(self.ignore_eos, bool), "True or False"),
             ("max_tokens", self.max_tokens is None or _is_whole(self.max_tokens, 0), "None or a whole number from 0"),
             ("min_tokens", _is_whole(self.min_tokens, 0), "a whole number of at least 0"),
+            ("logprobs", self.logprobs is None or _is_whole(self.logprobs, 0), "None or a whole number from 0"),
+            ("truncate_prompt_tokens", _is_truncation(self.truncate_prompt_tokens), "None, -1 or over 0"),
+            *((name, _is_number(getattr(self, name)), "a number") for name in some),
+            *((name, isinstance(getattr(self, name), bool), "True or False") for name in FLAGS),
         ):
             if not is_right:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be {allowed}", param=name)
+
+
+FLAGS = ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output")
+
+
+def _is_truncation(value: Any) -> bool:
+    return value is None or (_is_whole(value, -1) and value != 0)
 
 
 def _is_whole(value: Any, minimum: float) -> bool:
@@ -117,6 +167,15 @@ def _list_of(name: str, value: Any, is_right: Callable[[Any], bool], allowed: st
     return list(entries)
 
 
+@dataclass(frozen=True)
+class Logprob:
+    """Of one token, at temperature 1 and before biases and penalties."""
+
+    logprob: float
+    rank: int  # 1: the likeliest
+    decoded_token: str
+
+
 @dataclass
 class CompletionOutput:
     """One sample."""
@@ -126,8 +185,8 @@ class CompletionOutput:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None  # the stop string or token that ended it, None for the end token
-    cumulative_logprob: float | None = None
-    logprobs: None = None
+    cumulative_logprob: float | None = None  # this and the next only where SamplingParams.logprobs is given
+    logprobs: list[dict[int, Logprob]] | None = None  # for each token: the likeliest ones and itself, by token id
 
 
 @dataclass

@@ -20,7 +20,7 @@ from tabstop.answer import Answer, EncodedPrompt, Observer
 from tabstop.call import Call, Summary
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
-from tabstop.encoding import PromptPolicy, encode_prompts, too_long
+from tabstop.encoding import PromptPolicy, encode_prompts, make_sampling, too_long
 from tabstop.engine.client import EngineClient
 from tabstop.errors import (
     ContextLengthError,
@@ -217,7 +217,9 @@ class Service:
         """Limits that hold whatever the dialect. Raises InputError."""
         limits = self.limits
         if not 1 <= call.num_samples <= limits.max_num_samples:
-            raise InputError(f"n is {call.num_samples}; it must be 1 to {limits.max_num_samples}", param="n")
+            raise InputError(
+                f"n, or best_of, is {call.num_samples}; it must be 1 to {limits.max_num_samples}", param="n"
+            )
         if not 1 <= len(call.prompts) * call.num_samples <= MAX_CHOICES:
             raise InputError(f"prompts × n is not between 1 and {MAX_CHOICES}; send fewer prompts", param="prompt")
         if len(call.stop_strings) > limits.max_stop_strings:
@@ -256,7 +258,8 @@ def _limits(call: Call, info: EngineInfo, num_prompt_tokens: int, seconds_spent:
 
 
 def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: EncodedPrompt, limits: Limits) -> Submit:
-    defaults = model.text.sampling
+    vocab_size = model.engines[0].info.vocab_size
+    seed = secrets.randbits(SEED_BITS) if call.seed is None else call.seed % (1 << SEED_BITS)
     is_laid_out = not model.text.fill.layout_ids.isdisjoint(prompt.ids)
     if is_laid_out and not call.ignore_eos:
         limits = structs.replace(limits, stop_sets=(*limits.stop_sets, "fim"))
@@ -270,12 +273,7 @@ def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: Encod
     return Submit(
         request_id=request_id,
         prompt_ids=pack_ids(prompt.ids),
-        sampling=Sampling(
-            temperature=defaults.temperature if call.temperature is None else call.temperature,
-            top_k=defaults.top_k if call.top_k is None else call.top_k,
-            top_p=defaults.top_p if call.top_p is None else call.top_p,
-            seed=secrets.randbits(SEED_BITS) if call.seed is None else call.seed % (1 << SEED_BITS),
-        ),
+        sampling=make_sampling(call, model.text, vocab_size, seed),
         limits=limits,
         num_samples=call.num_samples,
         constraints=constraints,

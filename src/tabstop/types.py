@@ -17,6 +17,10 @@ RequestId = tuple[int, int]
 """(front end number, counter within that front end): unique within one server's life without asking anybody."""
 
 
+MAX_LOGPROBS = 20
+"""Likeliest tokens reported beside a drawn one, at most."""
+
+
 class Priority(enum.IntEnum):
     """Scheduling class; lower runs first."""
 
@@ -53,6 +57,22 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     top_k: int = 0  # 0 means all
     top_p: float = 1.0  # 1 means all
     seed: int = 0  # the service fills a random one when the client gave none
+    min_p: float = 0.0  # of the likeliest token's probability; 0 means all
+    typical_p: float = 1.0  # 1 means all
+    repetition_penalty: float = 1.0  # divides what the prompt or the output has; 1 means none
+    presence_penalty: float = 0.0  # subtracted once from what the output has
+    frequency_penalty: float = 0.0  # subtracted for each time that the output has it
+    penalty_window: int = 0  # over 0: all penalties look at so many last tokens, be they prompt or output
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
+    allowed_token_ids: tuple[int, ...] = ()  # empty: all
+    banned: tuple[tuple[int, ...], ...] = ()  # runs of ids that the output never has
+    num_logprobs: int | None = None  # that many likeliest tokens are reported beside each drawn one; None: nothing is
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a draw needs the tokens before it."""
+        has_penalty = self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
+        return bool(has_penalty) or any(len(run) > 1 for run in self.banned)
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -112,6 +132,15 @@ class EngineFailure(msgspec.Struct, frozen=True):
     message: str
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """What the model itself thought of a token: at temperature 1, before masks, biases and penalties."""
+
+    logprob: float
+    rank: int  # 1: the likeliest
+    top_ids: list[int]  # the likeliest tokens, likeliest first
+    top_logprobs: list[float]  # theirs
+
+
 class Delta(msgspec.Struct, tag=False, omit_defaults=True):
     """New tokens of one sample. Each of a request's `num_samples` samples gets exactly one Delta with `finish` set."""
 
@@ -122,6 +151,7 @@ class Delta(msgspec.Struct, tag=False, omit_defaults=True):
     stop_token_id: int | None = None  # the last of token_ids, when it ended the sample: not part of its text
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache; on every Delta of the request
     failure: EngineFailure | None = None
+    logprobs: list[TokenLogprobs] = []  # one for each of token_ids, if they were asked for
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):

@@ -139,7 +139,7 @@ def test_what_is_tokenized_at_once_is_bounded(client: httpx.Client) -> None:
         (b'{"prompt":[' + b"1," * 1_000_000 + b"1]}", "prompt"),
         (b'{"prompt":[' + b'"x",' * 100_000 + b'"x"]}', "prompt"),
         (b'{"prompt":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "prompt"),
-        (b'{"prompt":"x","logit_bias":' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
+        (b'{"prompt":"x","response_format":' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
         (b'{"prompt":"x","unknown":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}", None),
         (b'{"prompt":"' + b"a" * 4_000_000 + b'"}', "prompt"),
         (b'{"prompt":"x","model":"' + b"a" * 2000 + b'"}', "model"),

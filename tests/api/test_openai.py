@@ -121,11 +121,8 @@ def test_top_p_zero_is_greedy() -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "logprobs": 1, "best_of": 2, "logit_bias": {"1": 2}, "presence_penalty": 0.1, "min_p": 0.1,
-    "frequency_penalty": -1, "repetition_penalty": 1.1, "response_format": {"type": "json_object"},
-    "guided_json": {"a": 1},
-    "structured_outputs": {"json": {}}, "use_beam_search": True, "prompt_logprobs": 0, "skip_special_tokens": False,
-    "truncate_prompt_tokens": 5, "allowed_token_ids": [1], "bad_words": ["x"], "grammar": "root ::= x",
+    "response_format": {"type": "json_object"}, "guided_json": {"a": 1},
+    "structured_outputs": {"json": {}}, "use_beam_search": True, "prompt_logprobs": 0, "grammar": "root ::= x",
 }  # fmt: skip
 
 
@@ -137,8 +134,8 @@ def test_unsupported_parameters_are_refused_by_name(name: str) -> None:
 
 
 CHAT_REFUSED: dict[str, Any] = {
-    "tools": [{"type": "function", "function": {"name": "f"}}], "logprobs": True, "chat_template": "{{ x }}",
-    "functions": [{"name": "f"}], "modalities": ["text", "audio"], "documents": [{"x": 1}], "top_logprobs": 2,
+    "tools": [{"type": "function", "function": {"name": "f"}}], "chat_template": "{{ x }}",
+    "functions": [{"name": "f"}], "modalities": ["text", "audio"], "documents": [{"x": 1}],
     "tool_choice": "required", "chat_template_kwargs": {"enable_thinking": False}, "echo": True,
 }  # fmt: skip
 
@@ -155,12 +152,53 @@ def test_values_that_ask_for_nothing_are_fine() -> None:
         "logprobs": False, "best_of": 2, "n": 2, "logit_bias": {}, "presence_penalty": 0, "min_p": 0.0,
         "frequency_penalty": 0.0, "repetition_penalty": 1.0, "response_format": {"type": "text"},
         "use_beam_search": False,
-        "skip_special_tokens": True, "top_logprobs": 0,
+        "skip_special_tokens": True,
     }  # fmt: skip
     assert completion(**neutral).num_samples == 2
     chat(tools=[], tool_choice="auto", modalities=["text"], logprobs=False, parallel_tool_calls=True, store=True)
     chat(tools=[{"type": "function"}], tool_choice="none")
-    assert set(REFUSED) - {"logprobs", "best_of"} <= set(Refused.__struct_fields__)
+    assert set(REFUSED) <= set(Refused.__struct_fields__)
+
+
+def test_what_changes_a_draw_reaches_the_call() -> None:
+    call = completion(
+        min_p=0.1, typical_p=0.9, repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=-1, logprobs=3,
+        logit_bias={"5": -1.5, "6": 2, "7": False}, allowed_token_ids=[1, 2], bad_words=["x"],
+        skip_special_tokens=False, truncate_prompt_tokens=-1,
+    )  # fmt: skip
+    assert (call.min_p, call.typical_p, call.repetition_penalty) == (0.1, 0.9, 1.1)
+    assert (call.presence_penalty, call.frequency_penalty) == (0.5, -1)
+    assert (call.logit_bias, call.banned_ids) == (((5, -1.5), (6, 2.0)), (7,))
+    assert (call.allowed_token_ids, call.bad_words, call.show_control) == ((1, 2), ("x",), True)
+    assert (call.truncate_prompt, call.num_logprobs) == (0, 3)
+    assert completion(truncate_prompt_tokens=5).truncate_prompt == 5
+    assert chat(logprobs=True).num_logprobs == 0 and chat(logprobs=True, top_logprobs=20).num_logprobs == 20
+    assert chat().num_logprobs is completion(logprobs=False).num_logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "param"),
+    [
+        ("completion", {"logit_bias": {"x": 1}}, "logit_bias"),
+        ("completion", {"logit_bias": {"1": 101}}, "logit_bias"),
+        ("completion", {"logit_bias": {"1": True}}, "logit_bias"),
+        ("completion", {"logprobs": True}, "logprobs"),
+        ("completion", {"logprobs": 21}, "logprobs"),
+        ("completion", {"logprobs": 1, "echo": True}, "logprobs"),
+        ("completion", {"n": 3, "best_of": 2}, "best_of"),
+        ("completion", {"best_of": 2, "stream": True}, "best_of"),
+        ("completion", {"presence_penalty": 2.1}, "presence_penalty"),
+        ("completion", {"repetition_penalty": 0}, "repetition_penalty"),
+        ("completion", {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ("chat", {"logprobs": 3}, "logprobs"),
+        ("chat", {"top_logprobs": 2}, "top_logprobs"),
+        ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ],
+)
+def test_draws_that_make_no_sense_are_refused_by_name(make: str, wrong: dict[str, Any], param: str) -> None:
+    with pytest.raises((InputError, NotSupportedError)) as caught:
+        {"completion": completion, "chat": chat}[make](**wrong)
+    assert caught.value.param == param and caught.value.status == 400
 
 
 # ---- deltas → bytes

@@ -83,8 +83,11 @@ def test_chat_stream(api: openai.OpenAI) -> None:
 
 def test_errors_become_the_packages_exceptions(api: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        api.completions.create(model="tiny", prompt="x", logit_bias={"1": 2})
-    assert caught.value.param == "logit_bias" and caught.value.code == "not_supported"
+        api.completions.create(model="tiny", prompt="x", extra_body={"use_beam_search": True})
+    assert caught.value.param == "use_beam_search" and caught.value.code == "not_supported"
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.completions.create(model="tiny", prompt="x", logit_bias={"999999": 2})
+    assert caught.value.param == "logit_bias" and caught.value.code == "invalid_request"
     with pytest.raises(openai.BadRequestError) as caught:
         api.completions.create(model="tiny", prompt="x", max_tokens=10**6)
     assert caught.value.code == "context_length_exceeded"

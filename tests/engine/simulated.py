@@ -78,7 +78,7 @@ class SimulatedWorkers:
 
     def launch(self, plan: StepPlan) -> SimulatedStep:
         self.plans.append(plan)
-        for slot, sampling, candidate in plan.admissions:
+        for slot, sampling, candidate, *_ in plan.admissions:
             self.admissions[slot] = (sampling, candidate)
             self.last.pop(slot, None)
         for slot, first, blocks in plan.tables:

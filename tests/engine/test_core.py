@@ -233,10 +233,24 @@ def test_what_cannot_be_served_is_refused_with_one_terminal_delta():
     empty = driver.add([], 2)
     unknown_set = driver.add([1], limits=Limits(2, stop_sets=("nothing",)))
     adapter = driver.add([1], 2, adapter="x")
+    draws = [
+        driver.add([1], 2, sampling=Sampling(**wrong))
+        for wrong in (
+            {"logit_bias": ((VOCAB, 1.0),)},
+            {"logit_bias": ((1, float("nan")),)},
+            {"allowed_token_ids": (0, VOCAB)},
+            {"allowed_token_ids": (4,), "banned": ((4,),)},
+            {"banned": ((1, -1),)},
+            {"banned": ((),)},
+            {"repetition_penalty": 0.0},
+            {"min_p": 1.5},
+            {"num_logprobs": 21},
+        )
+    ]
     waiting = [driver.add([1], 2) for _ in range(3)]
     driver.run()
     assert driver.deltas[too_long, 0].failure.code == "context_length_exceeded"
-    for key in (outside, empty, unknown_set, adapter):
+    for key in (outside, empty, unknown_set, adapter, *draws):
         assert driver.deltas[key, 0].failure.code == "invalid_request"
     assert driver.deltas[waiting[2], 0].failure.code == "overloaded"
     assert driver.finish[waiting[1], 0] is FinishReason.LENGTH

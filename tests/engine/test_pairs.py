@@ -13,7 +13,14 @@ from tests.engine.driver import Driver
 from tests.tiny import tiny_llama
 
 PROMPTS = [[(n * 37 + at * at) % 250 for at in range(5 + 9 * n)] for n in range(6)]
-SAMPLINGS = [Sampling(temperature=0), Sampling(temperature=1, seed=4), Sampling(temperature=0.7, seed=5, top_k=20)]
+SAMPLINGS = [
+    Sampling(temperature=0),
+    Sampling(temperature=1, seed=4, frequency_penalty=3, presence_penalty=2),
+    Sampling(temperature=0.7, seed=5, top_k=20),
+    Sampling(temperature=0, repetition_penalty=2, num_logprobs=3),
+    Sampling(temperature=1, seed=4, banned=((7,), (9, 3)), min_p=0.01, logit_bias=((11, 4.0), (9, 5.0), (3, 5.0))),
+    Sampling(temperature=1, seed=6, typical_p=0.9, repetition_penalty=1.5, penalty_window=6),
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,7 @@ def outputs(folder: Path, requests, *, one_by_one: bool = False, **options) -> l
 
 
 def all_requests(**more):
-    return [(prompt, SAMPLINGS[n % 3], more) for n, prompt in enumerate(PROMPTS)]
+    return [(prompt, SAMPLINGS[n], more) for n, prompt in enumerate(PROMPTS)]
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from tabstop.config import EngineConfig
 from tabstop.engine.build import build_core
+from tabstop.engine.plan import Admission
+from tabstop.sampling.sampler import Sampler
 from tabstop.types import Sampling
 from tests.engine.driver import Driver
 from tests.tiny import tiny_llama
@@ -62,3 +69,49 @@ def test_a_gpu_draws_the_cpus_tokens(folder, on_cpu, options):
 def test_random_draws_do_not_depend_on_graphs_or_overlap(folder):
     plain = outputs(folder, samplings=SAMPLINGS, num_samples=3, cuda_graphs=False, overlap="off")
     assert outputs(folder, samplings=SAMPLINGS, num_samples=3) == plain
+
+
+LOOKING_BACK = [
+    Sampling(temperature=0, repetition_penalty=2, num_logprobs=3),
+    Sampling(temperature=0, frequency_penalty=2, presence_penalty=1, penalty_window=9),
+    Sampling(temperature=0, banned=((7,), (9, 3)), logit_bias=((11, 4.0), (9, 5.0), (3, 5.0))),
+    Sampling(temperature=0, allowed_token_ids=tuple(range(0, 250, 3))),
+    Sampling(temperature=0),
+]
+"""What the host knows a step late must be known on the device."""
+
+
+@pytest.mark.parametrize("options", [{}, {"cuda_graphs": False}, {"overlap": "off"}, {"num_kv_blocks": 40}])
+def test_draws_that_look_back_are_the_cpus(folder, options):
+    assert outputs(folder, samplings=LOOKING_BACK, **options) == outputs(folder, samplings=LOOKING_BACK, device="cpu")
+
+
+def test_no_step_waits_for_the_device():
+    device, vocab = torch.device("cuda"), 5000
+    history = array("I", range(10))
+    drawn = [
+        *(replace(sampling, temperature=1.0, seed=n) for n, sampling in enumerate(LOOKING_BACK)),
+        Sampling(seed=7, min_p=0.01, top_k=900, top_p=0.99, typical_p=0.95, num_logprobs=20),
+    ]
+    samplers = []
+    for where in (device, torch.device("cpu")):
+        samplers.append(Sampler(len(drawn), where))
+        samplers[-1].admit(
+            Admission(slot, sampling, 0, 4, history if sampling.looks_back else None, 20, frozenset({1}))
+            for slot, sampling in enumerate(drawn)
+        )
+    logits = torch.randn(len(drawn), vocab, device=device)
+    slots, masks = np.arange(len(drawn)), np.full((len(drawn), -(-vocab // 32)), -1, np.int32)
+    masks[-1, :7] = 0x0F0F0F0F
+    sample = partial(samplers[0].sample, logits, slots, np.full(len(drawn), 10), masks)
+    sample()  # kernels are compiled and memory is taken
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tokens = sample()
+        reported = samplers[0].report(logits, tokens, slots, slots)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert reported is not None and reported.ids.shape == (2, 21)
+    expected = samplers[1].sample(logits.cpu(), slots, np.full(len(drawn), 10), masks)
+    assert (tokens.cpu() == expected).sum() >= len(drawn) - 1, "but for rounding at a border between two tokens"

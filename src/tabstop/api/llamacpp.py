@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from tabstop.api.errors import error_object
+from tabstop.api.logprobs import llama_probabilities
 from tabstop.api.openai import Caller, conversation, fill_object, prompts_of, shared, surroundings
 from tabstop.api.schema import InfillBody, LlamaBody, LlamaCompletionBody, TemplateBody
 from tabstop.call import Call, TextDelta, Usage
@@ -18,6 +19,9 @@ from tabstop.errors import InputError, NotSupportedError, TabstopError
 from tabstop.service import ServedModel
 from tabstop.text.fim import Hole
 from tabstop.types import FinishReason
+
+DEFAULT_REPEAT_LAST_N = 64
+EVERYTHING = 2**31 - 1
 
 
 def infill_call(body: InfillBody, caller: Caller) -> Call:
@@ -39,18 +43,32 @@ def llama_completion_call(body: LlamaCompletionBody, caller: Caller) -> Call:
 def _generation(body: LlamaBody, caller: Caller) -> dict[str, Any]:
     if body.n_cmpl and body.stream:
         raise InputError("n_cmpl needs the whole answer; leave stream out", param="n_cmpl")
-    fields = shared(body, caller)
+    if body.n_cmpl and body.best_of:
+        raise InputError("n_cmpl shows all of its samples; leave best_of out", param="best_of")
+    if body.logprobs or body.top_logprobs:
+        raise NotSupportedError("`logprobs` is called `n_probs` here", param="logprobs")
+    fields = shared(body, caller) | _penalties(body)
     if body.seed is not None and body.seed < 0:
         fields["seed"] = None
     limit = body.n_predict if body.n_predict is not None else body.max_tokens
     return fields | {
-        "num_samples": body.n_cmpl or body.n or 1,
+        "num_samples": body.n_cmpl or fields["num_samples"],
         "distinct": bool(body.n_cmpl or body.distinct),
         "max_tokens": None if limit is None or limit < 0 else limit,
         "min_indent": body.n_indent or 0,
         "max_seconds": body.t_max_predict_ms / 1000 if body.t_max_predict_ms else None,
         "healing": body.token_healing,
+        "num_logprobs": body.n_probs or None,
     }
+
+
+def _penalties(body: LlamaBody) -> dict[str, Any]:
+    """Here all of them look at the last 64 tokens, prompt or output, where the client names no other number."""
+    last = DEFAULT_REPEAT_LAST_N if body.repeat_last_n is None else body.repeat_last_n
+    if not last:
+        return {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    repetition = body.repeat_penalty if body.repeat_penalty is not None else body.repetition_penalty
+    return {"repetition_penalty": repetition, "penalty_window": EVERYTHING if last < 0 else last}
 
 
 class LlamaFormat:
@@ -71,7 +89,7 @@ class LlamaFormat:
         if delta.finish is not None:
             self._last[delta.index] = delta
         shown = {"index": delta.index, "content": delta.text, "tokens": delta.token_ids, "stop": False}
-        return _event(shown)
+        return _event(shown | _probabilities(delta))
 
     def closing(self, usage: Usage) -> bytes:
         ends = (TextDelta(d.index, "", [], d.finish, d.stop_reason, d.fill) for d in self._last.values())
@@ -103,8 +121,13 @@ class LlamaFormat:
             "stop_type": stop_type,
             "stopping_word": choice.stop_reason if is_word else "",
             "timings": timings(usage),
+            **_probabilities(choice),
             **fill_object(choice.fill),
         }
+
+
+def _probabilities(delta: TextDelta) -> dict[str, Any]:
+    return {"completion_probabilities": llama_probabilities(delta.logprobs)} if delta.logprobs else {}
 
 
 def timings(usage: Usage) -> dict[str, float]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tabstop.api.openai import Caller, ChatFormat, chat_choices, fill_object, shared, surroundings
+from tabstop.api.openai import (
+    Caller,
+    ChatFormat,
+    chat_choices,
+    fill_object,
+    shared,
+    surroundings,
+)
+from tabstop.api.sampling import chat_num_logprobs
 from tabstop.api.schema import MistralBody
 from tabstop.call import Call, TextDelta, Usage
 from tabstop.text.fim import Hole
@@ -16,7 +24,8 @@ def fim_call(body: MistralBody, caller: Caller) -> Call:
     if body.random_seed is not None:
         fields["seed"] = body.random_seed
     hole = Hole(body.prompt, body.suffix or "", surroundings(body), body.fim_order or "")
-    return Call(prompts=(hole,), max_tokens=body.max_tokens, healing=body.token_healing, **fields)
+    fields |= {"healing": body.token_healing, "num_logprobs": chat_num_logprobs(body)}
+    return Call(prompts=(hole,), max_tokens=body.max_tokens, **fields)
 
 
 class FimFormat(ChatFormat):
@@ -25,7 +34,10 @@ class FimFormat(ChatFormat):
     id_prefix = "fim-"
 
     def delta(self, delta: TextDelta) -> bytes:
-        content = self._event(chat_choices([TextDelta(delta.index, delta.text, [])], "delta")) if delta.text else b""
+        content = b""
+        if delta.text or delta.logprobs:
+            shown = TextDelta(delta.index, delta.text, [], logprobs=delta.logprobs)
+            content = self._event(chat_choices([shown], "delta"))
         if not delta.finish:
             return content
         ended = TextDelta(delta.index, "", [], delta.finish, delta.stop_reason)

@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 
 from tabstop.api.errors import error_object
+from tabstop.api.logprobs import chat_logprobs, completion_logprobs
+from tabstop.api.sampling import chat_num_logprobs, completion_num_logprobs, sampling_fields
 from tabstop.api.schema import AroundHole, ChatBody, CompletionBody, FileBody, Generation, Refused
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
@@ -22,6 +24,7 @@ from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
 from tabstop.text.fim_frames import DEFAULT_PATH, SourceFile, Surroundings
 from tabstop.text.messages import make_conversation
+from tabstop.text.reporting import ReportedToken
 from tabstop.types import FinishReason, Priority
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -30,19 +33,12 @@ DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 1024
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "typical_p": (1,),
-    "min_p": (0,),
     "use_beam_search": (False,),
-    "skip_special_tokens": (True,),
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
-    "top_logprobs": (0,),
 }
 """Parameters that are not supported → values that ask for nothing, beside null and empty ones (schema.Refused)."""
 
@@ -86,6 +82,7 @@ def completion_call(body: CompletionBody, caller: Caller) -> Call:
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         echo=bool(body.echo),
+        num_logprobs=completion_num_logprobs(body),
         **shared(body, caller),
     )
 
@@ -110,7 +107,8 @@ def chat_call(body: ChatBody, caller: Caller) -> Call:
     if body.function_call != "none":
         _refuse_unsupported(body, ("functions", "function_call"))
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return Call(prompts=(conversation(body),), max_tokens=max_tokens, **shared(body, caller))
+    fields = shared(body, caller)
+    return Call(prompts=(conversation(body),), max_tokens=max_tokens, num_logprobs=chat_num_logprobs(body), **fields)
 
 
 def conversation(body: Any) -> Conversation:
@@ -139,23 +137,14 @@ def prompts_of(prompt: str | list[Any] | None, bos: bool) -> list[Prompt]:
 
 def shared(body: Generation, caller: Caller) -> dict[str, Any]:
     """What all kinds of call take alike: fields of Call. Raises InputError or NotSupportedError."""
-    num_samples = body.n or 1
     _refuse_unsupported(body, Refused.__struct_fields__)
-    if body.logprobs is not None and body.logprobs is not False:
-        raise _not_supported("logprobs")
-    if body.best_of not in (None, num_samples):
-        raise NotSupportedError("best_of must equal n; ranking samples is not supported", param="best_of")
-    cache, top_p = body.cache, body.top_p
+    cache = body.cache
     return {
         "model": body.model or "",
         "request_id": caller.request_id,
         "tenant": caller.tenant,
         "client": caller.headers.get("user-agent", ""),
-        "temperature": 0.0 if top_p == 0 else body.temperature,  # no token but the most likely one
-        "top_k": None if body.top_k is None else max(0, body.top_k),
-        "top_p": top_p or None,
-        "seed": body.seed,
-        "num_samples": num_samples,
+        **sampling_fields(body),
         "min_tokens": body.min_tokens or 0,
         "stop_strings": (body.stop,) if isinstance(body.stop, str) else tuple(dict.fromkeys(body.stop or ())),
         "stop_token_ids": tuple(body.stop_token_ids or ()),
@@ -269,7 +258,10 @@ class ChatFormat(OpenAIFormat):
         return b"".join(self._event([_chat_choice(index, "delta", role)]) for index in range(self._num_choices))
 
     def delta(self, delta: TextDelta) -> bytes:
-        content = self._event([_chat_choice(delta.index, "delta", {"content": delta.text})]) if delta.text else b""
+        content = b""
+        if delta.text or delta.logprobs:
+            shown = {"content": delta.text}
+            content = self._event([_chat_choice(delta.index, "delta", shown, logprobs=delta.logprobs)])
         return content + (self._event([_chat_choice(delta.index, "delta", {}, delta)]) if delta.finish else b"")
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
@@ -314,17 +306,31 @@ def _finish(delta: TextDelta | None) -> dict[str, Any]:
 
 
 def _completion_choice(delta: TextDelta) -> dict[str, Any]:
-    return {"index": delta.index, "text": delta.text, "logprobs": None, **_finish(delta)}
+    logprobs = completion_logprobs(delta.logprobs)
+    return {"index": delta.index, "text": delta.text, "logprobs": logprobs, **_finish(delta)}
 
 
 def chat_choices(choices: Sequence[TextDelta], key: str) -> list[dict[str, Any]]:
     """Chat-shaped choices; `key`: message, or delta (which holds what is new)."""
     role = {"role": "assistant"} if key == "message" else {}
     return [
-        _chat_choice(choice.index, key, role | ({"content": choice.text} if role or choice.text else {}), choice)
+        _chat_choice(
+            choice.index,
+            key,
+            role | ({"content": choice.text} if role or choice.text else {}),
+            choice,
+            logprobs=choice.logprobs,
+        )
         for choice in choices
     ]
 
 
-def _chat_choice(index: int, key: str, content: dict[str, str], delta: TextDelta | None = None) -> dict[str, Any]:
-    return {"index": index, key: content, "logprobs": None, **_finish(delta)}
+def _chat_choice(
+    index: int,
+    key: str,
+    content: dict[str, str],
+    ended: TextDelta | None = None,
+    *,
+    logprobs: Sequence[ReportedToken] = (),
+) -> dict[str, Any]:
+    return {"index": index, key: content, "logprobs": chat_logprobs(logprobs), **_finish(ended)}

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from tabstop.answer import Answer
 from tabstop.api import Format
-from tabstop.call import Call, TextDelta
+from tabstop.call import Call, TextDelta, best_choices
 from tabstop.errors import TabstopError
 from tabstop.service import Service
 
@@ -67,7 +67,7 @@ class Reply(Response):
                 else:
                     choices[delta.index] = delta
         await answer.close()
-        ordered = [choices[index] for index in sorted(choices)]
+        ordered = best_choices([choices[index] for index in sorted(choices)], self._call)
         if self._call.distinct:
             ordered = distinct(ordered)
         body = self._format.whole(ordered, answer.usage)

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from tabstop.errors import InputError
 from tabstop.text.messages import MessageBody, Messages
+from tabstop.types import MAX_LOGPROBS
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -21,6 +22,11 @@ Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Name = Annotated[str, Meta(max_length=1024)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Repetition = Annotated[float, Meta(ge=0.01, le=100)]
+Bias = Annotated[float, Meta(ge=-100, le=100)] | bool  # false bans
+NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 
 
 class StreamOptions(msgspec.Struct):
@@ -40,20 +46,9 @@ class CacheOptions(msgspec.Struct):
 class Refused(msgspec.Struct, kw_only=True):
     """Parameters that change an answer and that this server does not have: refused unless they ask for nothing."""
 
-    top_logprobs: Any = None
     prompt_logprobs: Any = None
-    logit_bias: Any = None
-    presence_penalty: Any = None
-    frequency_penalty: Any = None
-    repetition_penalty: Any = None
     length_penalty: Any = None
-    min_p: Any = None
-    typical_p: Any = None
     use_beam_search: Any = None
-    skip_special_tokens: Any = None
-    truncate_prompt_tokens: Any = None
-    allowed_token_ids: Any = None
-    bad_words: Any = None
     response_format: Any = None
     structured_outputs: Any = None
     guided_json: Any = None
@@ -76,6 +71,18 @@ class Generation(Refused, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: Seed | None = None
+    min_p: Share | None = None
+    typical_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    repetition_penalty: Repetition | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | list[tuple[TokenId | str, Bias]] | None = None  # pairs: llama.cpp's
+    allowed_token_ids: Annotated[list[TokenId], Meta(max_length=512 << 10)] | None = None
+    bad_words: Annotated[list[Name], Meta(max_length=256)] | None = None
+    logprobs: bool | NumLogprobs | None = None
+    top_logprobs: NumLogprobs | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=1024)] | None = None
     max_tokens: Count | None = None
     min_tokens: Count | None = None
@@ -93,8 +100,7 @@ class Generation(Refused, kw_only=True):
     cache: CacheOptions | None = None
     cache_prompt: bool | None = None
     cache_salt: Name | None = None
-    best_of: Any = None  # as n, or refused
-    logprobs: Any = None  # false, or refused
+    best_of: Annotated[int, Meta(ge=1, le=1024)] | None = None
 
 
 class FileBody(msgspec.Struct, kw_only=True):
@@ -140,6 +146,9 @@ class LlamaBody(AroundHole, kw_only=True):
     n_predict: Annotated[int, Meta(ge=-2, le=2**31 - 1)] | None = None
     n_indent: Count | None = None
     n_cmpl: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    repeat_penalty: Repetition | None = None
+    repeat_last_n: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    n_probs: NumLogprobs | None = None
     t_max_predict_ms: Annotated[float, Meta(ge=0)] | None = None
     response_fields: list[Name] | None = None
     return_tokens: bool | None = None

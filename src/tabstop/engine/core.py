@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 from msgspec import structs
 
+from tabstop.engine.bounds import check_sampling
 from tabstop.engine.plan import LateInputs, StepPlan, StepResult
 from tabstop.engine.request import Request
 from tabstop.engine.scheduler import Scheduler
@@ -147,7 +148,8 @@ class EngineCore:
         self._validate(submit, tokens)
         self._arrivals += 1
         limits = submit.limits
-        stop_ids = frozenset(limits.stop_token_ids).union(*(self._stop_set(name) for name in limits.stop_sets))
+        named = frozenset(limits.stop_token_ids).union(*(self._stop_set(name) for name in limits.stop_sets))
+        stop_ids = frozenset(token_id for token_id in named if token_id < self.info.vocab_size)
         make = partial(
             Request,
             request_id=submit.request_id,
@@ -177,6 +179,7 @@ class EngineCore:
             raise InputError("a request needs at least one prompt token, one sample and max_tokens of at least 0")
         if max(tokens) >= info.vocab_size:
             raise InputError(f"prompt token {max(tokens)} is outside the vocabulary of {info.vocab_size}")
+        check_sampling(submit.sampling, info.vocab_size)
         num_tokens = len(tokens) + limits.max_tokens
         if num_tokens > info.max_model_len or num_tokens > info.num_blocks * info.block_size:
             allowed = min(info.max_model_len, info.num_blocks * info.block_size)

@@ -16,6 +16,7 @@ def merge(waiting: Delta, later: Delta) -> None:
     """Appends to a delta that nobody has read yet the next one of the same sample."""
     assert waiting.finish is None, "a sample ended twice"
     waiting.token_ids += later.token_ids
+    waiting.logprobs += later.logprobs
     waiting.finish = later.finish
     waiting.stop_token_id = later.stop_token_id
     waiting.num_cached_tokens = later.num_cached_tokens

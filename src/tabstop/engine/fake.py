@@ -25,6 +25,7 @@ from tabstop.types import (
     Stage,
     Stats,
     Submit,
+    TokenLogprobs,
     unpack_ids,
 )
 
@@ -224,4 +225,6 @@ class FakeEngine:
             self._requests.pop(request.submit.request_id, None)
 
     def _delta(self, request: _Request, sample: int, token_ids: list[int], **delta: Any) -> Delta:
+        if (num_top := request.submit.sampling.num_logprobs) is not None:  # a script is certain of its tokens
+            delta["logprobs"] = [TokenLogprobs(0.0, 1, [i][:num_top], [0.0][:num_top]) for i in token_ids]
         return Delta(request.submit.request_id, sample, token_ids, num_cached_tokens=request.num_cached_tokens, **delta)

@@ -7,12 +7,13 @@ table and last sampled token live there, so a plan carries only what changed.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from tabstop.types import Sampling
+from tabstop.types import Sampling, TokenLogprobs
 
 PENDING = -1
 """In Row.token_ids: the token that the slot sampled last and that the host may not know yet."""
@@ -24,6 +25,10 @@ class Admission(NamedTuple):
     slot: int
     sampling: Sampling
     candidate: int  # index among the request's samples; enters the random number of a draw
+    num_prompt_tokens: int = 0
+    history: array[int] | None = None  # its tokens so far, prompt and output, where its sampling looks back
+    min_tokens: int = 0  # so many come before one of stop_ids
+    stop_ids: frozenset[int] = frozenset()  # empty where min_tokens asks for nothing
 
 
 class TableUpdate(NamedTuple):
@@ -85,3 +90,4 @@ class StepResult:
     """What a step sampled: per row of the plan the accepted tokens (none for a row that only computed)."""
 
     tokens: list[list[int]]
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # by row, of its tokens, where asked for

@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from tabstop.cache.blocks import Block, root_key
+from tabstop.engine.plan import Admission
 from tabstop.grammar import Constraint
 from tabstop.types import CachePolicy, Delta, FinishReason, Limits, Priority, RequestId, Sampling, Stage
 
@@ -78,6 +79,13 @@ class Request:
     @property
     def root(self) -> bytes:
         return root_key(self.cache.scope)
+
+    def admission(self, slot: int) -> Admission:
+        """What workers must know to draw for it. All of its tokens are known: a sample in flight is not admitted."""
+        history = self.tokens[:] if self.sampling.looks_back else None
+        least = self.limits.min_tokens
+        stops = self.stop_ids if least else frozenset()
+        return Admission(slot, self.sampling, self.sample, self.num_prompt_tokens, history, least, stops)
 
     def finish_reason(self, token_id: int) -> FinishReason | None:
         """Whether the token just appended ends the sample, by ids and counts alone."""

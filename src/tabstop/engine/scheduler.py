@@ -15,10 +15,10 @@ from itertools import chain
 
 from tabstop.cache.blocks import Block, BlockPool, Match
 from tabstop.engine.mix import Load, Mix
-from tabstop.engine.plan import PENDING, Admission, Copy, Row, StepPlan, StepResult, TableUpdate
+from tabstop.engine.plan import PENDING, Copy, Row, StepPlan, StepResult, TableUpdate
 from tabstop.engine.request import Request
 from tabstop.errors import InternalError
-from tabstop.types import Delta, EngineFailure, FinishReason, Ledger, Stage
+from tabstop.types import Delta, EngineFailure, FinishReason, Ledger, Stage, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class Scheduler:
             assert target is not None, "_fit promised a block"
             request.blocks.append(target)
             plan.copies.append(Copy(match.partial.index, target.index, match.num_partial))
-        plan.admissions.append(Admission(slot, request.sampling, request.sample))
+        plan.admissions.append(request.admission(slot))
         insort(self.running, request, key=_order)
         self._count_admission(request)
         return request
@@ -241,15 +241,15 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> None:
         """Takes a step's tokens. Rows whose sample ended meanwhile are dropped and counted as overrun."""
         flight = self._flights.pop(plan.step)
-        for row, request, tokens in zip(plan.rows, flight.requests, result.tokens, strict=True):
+        for index, (row, request, tokens) in enumerate(zip(plan.rows, flight.requests, result.tokens, strict=True)):
             if request.is_finished:
                 self.counters.num_overrun_tokens += len(tokens)
             else:
-                self._land(row, request, tokens)
+                self._land(row, request, tokens, result.logprobs.get(index, []))
         for block in flight.holds:
             self.pool.unhold(block)
 
-    def _land(self, row: Row, request: Request, tokens: list[int]) -> None:
+    def _land(self, row: Row, request: Request, tokens: list[int], logprobs: list[TokenLogprobs]) -> None:
         request.num_in_flight -= row.sample
         finish, failure, kept = None, None, []
         for token_id in tokens:
@@ -266,12 +266,13 @@ class Scheduler:
             finish = FinishReason.LENGTH
         if kept and request.stage is Stage.PROMPT:
             request.stage = Stage.DECODING
-        if finish:
+        if finish or kept:
             delta = request.delta(kept, finish)
-            delta.failure = failure
-            self._end(request, delta)
-        elif kept:
-            self._deltas.append(request.delta(kept))
+            delta.failure, delta.logprobs = failure, logprobs[: len(kept)]
+            if finish:
+                self._end(request, delta)
+            else:
+                self._deltas.append(delta)
         if is_prompt_done:
             self._release_children(request)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tabstop.text.tokenizer import Tokenizer
 
@@ -96,6 +96,8 @@ class Detokenizer:
         self._skip = skip
         self._state = 0
         self._held = ""  # the last characters, if a stop string may begin with them
+        self.control_bytes: Mapping[int, bytes] = {}
+        """What control tokens add to the text, by id."""
         self.num_tokens = 0
         """Tokens read, the one that completed the stop string included, those after it not."""
         self.stop_string: str | None = None
@@ -136,7 +138,8 @@ class Detokenizer:
         return count
 
     def _spelled(self, token_id: int) -> bytes:
-        return self._table[token_id] if 0 <= token_id < len(self._table) else b""
+        spelled = self._table[token_id] if 0 <= token_id < len(self._table) else b""
+        return spelled or self.control_bytes.get(token_id, b"")
 
     def _bytes(self, token_id: int) -> bytes:
         spelled = self._spelled(token_id)

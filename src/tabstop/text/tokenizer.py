@@ -185,6 +185,15 @@ class Tokenizer:
         return [spell(token) if token else b"" for token in tokens]
 
     @cached_property
+    def control_bytes(self) -> dict[int, bytes]:
+        """Id → spelling of the tokens that add nothing to a text."""
+        return {token_id: token.encode() for token, token_id in self.control_tokens.items()}
+
+    def spelled(self, token_id: int) -> bytes:
+        """What an id stands for when it is shown by itself: a control token by its name."""
+        return self.bytes_of([token_id]) or self.control_bytes.get(token_id, b"")
+
+    @cached_property
     def max_token_chars(self) -> int:
         """No text of n tokens is longer than n times that; a cheap bound before a text is encoded."""
         return max(1, max(map(len, self._full.get_vocab(with_added_tokens=True)), default=1))

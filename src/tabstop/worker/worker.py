@@ -16,6 +16,7 @@ from tabstop.attention import AttentionBackend
 from tabstop.engine.plan import Admission, Copy, LateInputs, Row, StepPlan, StepResult, TableUpdate
 from tabstop.kernels.sample import draw
 from tabstop.models import Model, StepContext
+from tabstop.sampling.logprobs import Reported
 from tabstop.sampling.sampler import Sampler
 from tabstop.types import Sampling
 from tabstop.worker.batch import Buffer, Drawing, SlotState, StepInputs, pack_masks
@@ -41,6 +42,7 @@ class Drawn:
     places: np.ndarray  # int64 [N] where their tokens are
     tokens: Tensor  # int64 on the host, valid after `ready`
     ready: torch.cuda.Event | None
+    reported: Reported | None = None  # of some of them, on the host, valid after `ready`
 
     def result(self, plan: StepPlan) -> StepResult:
         """Waits for the device."""
@@ -50,7 +52,8 @@ class Drawn:
         drawn = self.tokens.numpy()[self.places]
         for row, token_id in zip(self.rows.tolist(), drawn.tolist(), strict=True):
             tokens[row] = [token_id]
-        return StepResult(tokens)
+        found = self.reported.entries() if self.reported else {}
+        return StepResult(tokens, {int(self.rows[row]): [entry] for row, entry in found.items()})
 
 
 class Worker:
@@ -61,7 +64,7 @@ class Worker:
         self.attention = attention
         self.kv = kv  # one per layer, in the backend's layout
         self.state = state
-        self.sampler = Sampler(len(state.tables))
+        self.sampler = Sampler(len(state.tables), state.device)
         self._graphs: StepGraphs | None = None
 
     @property
@@ -143,17 +146,26 @@ class Worker:
         if not len(rows):
             return Drawn(rows, places, torch.empty(0, dtype=torch.int64), None)
         masks = pack_masks(drawing, late, self.model.vocab_size)
-        if forwarded.tokens is not None and masks is None and self.sampler.takes_logits_as_they_are(drawing.slots):
+        is_plain = masks is None and self.sampler.takes_logits_as_they_are(drawing.slots, drawing.positions)
+        if forwarded.tokens is not None and is_plain:
             tokens, places = forwarded.tokens, rows
         else:
             if len(rows) < len(logits):
                 logits = logits[self.state.upload(rows)]
             tokens = self.sampler.sample(logits, drawing.slots, drawing.positions, masks)
             self.state.remember(drawing, tokens)
+        reported = self.sampler.report(logits, tokens, drawing.slots, places)
         if self.device.type == "cpu":
-            return Drawn(rows, places, tokens, None)
-        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-        host.copy_(tokens, non_blocking=True)
+            return Drawn(rows, places, tokens, None, reported)
+        host = _to_host(tokens)
+        if reported is not None:
+            reported.floats, reported.ids = _to_host(reported.floats), _to_host(reported.ids)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
-        return Drawn(rows, places, host, ready)
+        return Drawn(rows, places, host, ready, reported)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """Queued; valid after an event that is recorded later."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
