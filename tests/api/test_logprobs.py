@@ -34,7 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    client = InprocClient(build_core(EngineConfig(model=str(folder), num_threads=1, max_model_len=256)))
+    client = InprocClient(
+        build_core(EngineConfig(model=str(folder), dtype="float32", num_threads=1, max_model_len=256))
+    )
     with serving(open_checkpoint(str(folder)), client) as running:  # type: ignore[arg-type]
         yield running.url
     client.close()
