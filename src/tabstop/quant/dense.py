@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.nn import functional
@@ -87,6 +87,23 @@ def weight_reads(part: MatrixPart) -> list[TensorRead]:
     return [TensorRead(f"{part.name}.weight", part.shape, (run, part.columns)) for run in part.runs]
 
 
+def stored_windows(
+    part: MatrixPart, reads: Sequence[TensorRead], loading: Loading, multiple: int = 1
+) -> Iterator[StoredTensor]:
+    """The part's rows in its order, a window at a time: whole units, or else a multiple of `multiple` rows.
+
+    `reads`: the part's, each of whole rows.
+    """
+    unit = part.unit if part.unit > 1 else multiple
+    step = max(unit, WINDOW_VALUES // part.num_columns // unit * unit)
+    for read in reads:
+        run = read.slices[0]
+        for first in range(run.start, run.stop, step):
+            rows = slice(first, min(first + step, run.stop))
+            stored = loading.read(read._replace(slices=(rows, part.columns)))
+            yield stored._replace(data=part.arranged(stored.data))
+
+
 def stored_values(stored: StoredTensor) -> torch.Tensor:
     """Floats need no decoding."""
     return stored.data
@@ -98,15 +115,10 @@ def load_dense(
     """Reads the parts window by window, decodes them to floats and stacks them in the compute type."""
     num_rows, num_columns = sum(part.num_rows for part in parts), parts[0].num_columns
     matrix = torch.empty(num_rows, num_columns, device=loading.device, dtype=loading.dtype)
-    window = max(1, WINDOW_VALUES // num_columns)
     filled = 0
     for part in parts:
-        step = max(part.unit, window // part.unit * part.unit)
-        for read in weight_reads(part):
-            run = read.slices[0]
-            for first in range(run.start, run.stop, step):
-                rows = slice(first, min(first + step, run.stop))
-                values = decode(loading.read(read._replace(slices=(rows, part.columns))))
-                matrix[filled : filled + len(values)] = part.arranged(values)
-                filled += len(values)
+        for stored in stored_windows(part, weight_reads(part), loading):
+            values = decode(stored)
+            matrix[filled : filled + len(values)] = values
+            filled += len(values)
     return DenseWeight(matrix)

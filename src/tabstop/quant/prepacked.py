@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch.nn import functional
 
 from tabstop.kernels.activation import silu_and_multiply
 from tabstop.quant import Loading, MatrixPart, QuantScheme, StoredTensor, TensorRead
-from tabstop.quant.dense import WINDOW_VALUES, weight_reads
+from tabstop.quant.dense import WINDOW_VALUES, stored_windows
 from tabstop.quant.encodings import Encoding
 from tabstop.quant.gguf import dequantize, half, nibbles, scales_and_minima
 
@@ -30,20 +32,20 @@ NUM_TRIES = 5
 INT4_ENCODINGS = ("Q4_0", "Q4_1", "Q4_K")
 
 
-class PackedWeight:
+class PackedWeight(ABC):
     """What both forms share: x of any float type, products of bfloat16."""
 
     num_rows_packed: int
     rows: int
     num_bytes: int
 
+    @abstractmethod
     def packed(self, x: torch.Tensor) -> torch.Tensor:
         """x bfloat16 [T, columns] → [T, rows] by the packed kernel."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decoded(self, rows: slice) -> torch.Tensor:
         """These rows of the matrix as bfloat16, but for `scaled`."""
-        raise NotImplementedError
 
     def scaled(self, product: torch.Tensor, rows: slice) -> torch.Tensor:
         """What a product with decoded rows still lacks."""
@@ -175,7 +177,7 @@ class PrepackedScheme:
         first = next(windows)
         is_int4 = first.encoding.name in INT4_ENCODINGS and parts[0].num_columns % GROUP == 0
         found = []
-        for stored in _chained(first, windows):
+        for stored in chain([first], windows):
             if is_int4 and stored.encoding.name not in INT4_ENCODINGS:
                 return self.load_mixed(parts, loading)
             found.append(int4_parts(stored) if is_int4 else int8_parts(stored))
@@ -195,18 +197,7 @@ class PrepackedScheme:
         return Int8Weight(*[torch.cat(each) for each in zip(*found, strict=True)])
 
     def _windows(self, part: MatrixPart, loading: Loading) -> Iterator[StoredTensor]:
-        step = max(part.unit, WINDOW_VALUES // part.num_columns // part.unit * part.unit)
-        for read, own in zip(self.reads(part), weight_reads(part), strict=True):
-            run = own.slices[0]
-            for first in range(run.start, run.stop, step):
-                rows = slice(first, min(first + step, run.stop))
-                stored = loading.read(read._replace(slices=(rows, part.columns)))
-                yield stored._replace(data=part.arranged(stored.data))
-
-
-def _chained(first: StoredTensor, rest: Iterator[StoredTensor]) -> Iterator[StoredTensor]:
-    yield first
-    yield from rest
+        return stored_windows(part, self.reads(part), loading)
 
 
 @dataclass

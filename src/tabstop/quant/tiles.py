@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from tabstop.kernels.cpu.library import Matrix, Threads, library, machine, pointer, refuse
 from tabstop.quant import Loading, MatrixPart, QuantScheme, StoredTensor, TensorRead
-from tabstop.quant.dense import WINDOW_VALUES, weight_reads
+from tabstop.quant.dense import stored_windows
 from tabstop.quant.encodings import Encoding
 
 ROWS, GROUP = 16, 32
@@ -144,7 +144,8 @@ class TileScheme:
         return read.num_values * format_of([encoding.name]).tile_bytes // (ROWS * GROUP)
 
     def load(self, parts: Sequence[MatrixPart], loading: Loading) -> TileWeight:
-        windows = [self._windows(part, loading) for part in parts]
+        # Whole tiles at a time, so that threads share none.
+        windows = [stored_windows(part, self.reads(part), loading, multiple=ROWS) for part in parts]
         firsts = [next(each) for each in windows]
         form = format_of([first.encoding.name for first in firsts])
         counts = [part.num_rows for part in parts]
@@ -157,17 +158,6 @@ class TileScheme:
                 weight.fill(filled, stored)
                 filled += len(stored.data)
         return weight
-
-    def _windows(self, part: MatrixPart, loading: Loading) -> Iterator[StoredTensor]:
-        """The part's rows in its order, a few at a time: whole tiles, so that threads share none."""
-        unit = part.unit if part.unit > 1 else ROWS
-        step = max(unit, WINDOW_VALUES // part.num_columns // unit * unit)
-        for read, own in zip(self.reads(part), weight_reads(part), strict=True):
-            run = own.slices[0]
-            for first in range(run.start, run.stop, step):
-                rows = slice(first, min(first + step, run.stop))
-                stored = loading.read(read._replace(slices=(rows, part.columns)))
-                yield stored._replace(data=part.arranged(stored.data))
 
 
 class Arena:
