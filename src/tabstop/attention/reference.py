@@ -100,13 +100,11 @@ class ReferenceAttention:
         window: int | None,
     ) -> torch.Tensor:
         """Stores k and v of all rows, then attends; see the protocol for shapes."""
-        keys, values = kv[0], kv[1]
-        keys.flatten(0, 1).index_copy_(0, meta.kv_slots, k.to(kv.dtype))
-        values.flatten(0, 1).index_copy_(0, meta.kv_slots, v.to(kv.dtype))
+        store(k, v, kv, meta.kv_slots)
         result = torch.empty_like(q)
         for group in meta.groups:
             queries = q if len(group.tokens) == len(q) else q[group.tokens]
-            k, v = gather_blocks(keys, group.tables), gather_blocks(values, group.tables)
+            k, v = (gather_blocks(memory, group.tables).float() for memory in kv)
             attended = attend(queries, k, v, self.mask(group, window), scale)
             if len(meta.groups) == 1:
                 return attended.to(q.dtype)
@@ -127,22 +125,32 @@ class ReferenceAttention:
         return group.masks[window]
 
 
+def store(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, kv_slots: torch.Tensor) -> None:
+    """k, v [T, kv_heads, dim] → their slots in a layer's memory."""
+    for new, memory in zip((k, v), kv, strict=True):
+        memory.flatten(0, 1).index_copy_(0, kv_slots, new.to(kv.dtype))
+
+
 def gather_blocks(memory: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """memory [blocks, block_size, kv_heads, dim], tables [R, n] → float32 [R, kv_heads, n * block_size, dim]."""
+    """memory [blocks, block_size, kv_heads, dim], tables [R, n] → [R, kv_heads, n * block_size, dim], of its type."""
     rows = memory.flatten(1).index_select(0, tables.flatten())  # whole blocks at a time: indexing is 15 times slower
-    return rows.view(len(tables), -1, *memory.shape[2:]).transpose(1, 2).float()
+    return rows.view(len(tables), -1, *memory.shape[2:]).transpose(1, 2)
 
 
-def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(q k^T · scale + mask) v in float32.
+def attend(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """softmax(q k^T · scale + mask) v in the type of the keys.
 
-    q [R * Q, heads, dim] · keys, values [R, kv_heads, L, dim] · mask [R, 1, Q, L] → [R * Q, heads, dim]. The heads that
-    share a key head are folded into the query axis: broadcasting keys over them is several times slower.
+    q [R * Q, heads, dim] · keys, values [R, kv_heads, L, dim] · mask [R, 1, Q, L], or None where all is seen →
+    [R * Q, heads, dim]. The heads that share a key head are folded into the query axis: broadcasting keys over them is
+    several times slower.
     """
     num_rows, kv_heads = keys.shape[:2]
-    num_queries, group = mask.shape[2], q.shape[1] // kv_heads
-    folded = q.view(num_rows, num_queries, kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    folded_mask = mask.repeat(1, 1, group, 1) if num_queries > 1 else mask
-    attended = functional.scaled_dot_product_attention(folded.float(), keys, values, attn_mask=folded_mask, scale=scale)
+    num_queries, group = len(q) // num_rows, q.shape[1] // kv_heads
+    folded = q.view(num_rows, num_queries, kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3).to(keys.dtype)
+    if mask is not None:
+        mask = (mask.repeat(1, 1, group, 1) if num_queries > 1 else mask).to(keys.dtype)
+    attended = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     unfolded = attended.view(num_rows, kv_heads, group, num_queries, -1).permute(0, 3, 1, 2, 4)
     return unfolded.reshape(q.shape)
