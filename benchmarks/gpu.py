@@ -1,6 +1,6 @@
 """Our engine on one GPU with random weights: offline throughput and latency at small batches, on the peers' workload.
 
-    python benchmarks/gpu.py FOLDER [--requests 1000] [--batches 1,8,32] [--option max_num_seqs=256 …]
+    PYTHONPATH=. python benchmarks/gpu.py FOLDER [--requests 1000] [--batches 1,8,32] [--option max_num_seqs=256 …]
 
 FOLDER holds config.json (and a tokenizer), no weights. Half of the prompts have 128 tokens, half 512; 256 new tokens
 each, greedy, no end token; ids are random and never repeated between loads. Prints one JSON line a measurement.
@@ -8,7 +8,6 @@ each, greedy, no end token; ids are random and never repeated between loads. Pri
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -17,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu_workload import NUM_NEW, arguments_of, model_name, prompt_lengths
 from tabstop.config import EngineConfig
 from tabstop.engine import garbage
 from tabstop.engine.build import build_core
 from tabstop.engine.core import EngineCore
 from tabstop.types import Limits, Sampling, Submit, pack_ids
-
-NUM_NEW = 256
 
 
 class Load:
@@ -61,7 +59,7 @@ def throughput(core: EngineCore, num_requests: int) -> dict[str, Any]:
     load = Load(core)
     load.run([128] * 4, 8)
     before = core.stats()
-    run = load.run([512 if n % 2 else 128 for n in range(num_requests)], NUM_NEW)
+    run = load.run(prompt_lengths(num_requests), NUM_NEW)
     after = core.stats()
     return {
         "requests": num_requests,
@@ -86,34 +84,19 @@ def latency(core: EngineCore, batch: int, repeats: int = 5) -> dict[str, Any]:
     }
 
 
-def parse(option: str) -> tuple[str, Any]:
-    name, _, value = option.partition("=")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def with_defaults(given: list[str]) -> dict[str, Any]:
-    """The engine's options of these measurements, overridden by --option name=value."""
-    options = {"max_model_len": 4096, "max_num_waiting": 100_000}
-    return options | dict(parse(option) for option in given)
+DEFAULTS = {"max_model_len": 4096, "max_num_waiting": 100_000}
+"""The engine's options of these measurements."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--batches", default="1,8,32")
-    parser.add_argument("--option", action="append", default=[])
-    arguments = parser.parse_args()
-    options = with_defaults(arguments.option)
+    arguments = arguments_of(__doc__, batches="1,8,32")
+    options = DEFAULTS | arguments.option
     start = time.perf_counter()
     core = build_core(EngineConfig(model=arguments.folder, load_format="dummy", device="cuda", **options))
     garbage.settle()  # as the engine process does
-    common = {"model": arguments.folder.rstrip("/").split("/")[-1], "device": torch.cuda.get_device_name(), **options}
+    common = {"model": model_name(arguments.folder), "device": torch.cuda.get_device_name(), **options}
     print(json.dumps(common | {"ready_s": round(time.perf_counter() - start, 1), "blocks": core.info.num_blocks}))
-    for batch in [int(text) for text in arguments.batches.split(",") if text]:
+    for batch in arguments.batches:
         print(json.dumps(common | latency(core, batch)), flush=True)
     if arguments.requests:
         print(json.dumps(common | throughput(core, arguments.requests)), flush=True)

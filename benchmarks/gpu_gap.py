@@ -1,6 +1,6 @@
 """What a long prompt costs those who stream, and what they cost it: gaps between tokens, and the time to a first token.
 
-    python benchmarks/gpu_gap.py FOLDER [--streams 64] [--prompt 8000] [--option …]
+    PYTHONPATH=. python benchmarks/gpu_gap.py FOLDER [--streams 64] [--prompt 8000] [--option …]
 
 FOLDER holds config.json (and a tokenizer), no weights. Streams of 300 tokens run without and with long prompts that
 arrive one after the other. Prints one JSON line.
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu import with_defaults
+from benchmarks.gpu import DEFAULTS
+from benchmarks.gpu_workload import parse_options
 from tabstop.config import EngineConfig
 from tabstop.engine import garbage
 from tabstop.engine.build import build_core
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=8000)
     parser.add_argument("--option", action="append", default=[])
     arguments = parser.parse_args()
-    options = with_defaults(["max_model_len=16384", *arguments.option])
+    options = DEFAULTS | {"max_model_len": 16384} | parse_options(arguments.option)
     core = build_core(EngineConfig(model=arguments.folder, load_format="dummy", device="cuda", **options))
     garbage.settle()
     Clock(core).run(0, arguments.prompt, 1)

@@ -1,6 +1,6 @@
 """vLLM on the workload of benchmarks/gpu.py, with random weights: the same JSON lines, to be run on the same card.
 
-    python benchmarks/gpu_peer.py FOLDER [--requests 1000] [--batches 1,8] [--option max_num_batched_tokens=256 …]
+    PYTHONPATH=. python benchmarks/gpu_peer.py FOLDER [--requests 1000] [--batches 1,8] [--option name=value …]
 
 Runs in an environment that has vLLM; needs nothing of Tabstop. FOLDER holds config.json and a tokenizer. Prompts are
 never repeated, or the peer's prefix cache would answer.
@@ -8,7 +8,6 @@ never repeated, or the peer's prefix cache would answer.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -17,7 +16,7 @@ from typing import Any
 
 from vllm import LLM, SamplingParams
 
-NUM_NEW = 256
+from benchmarks.gpu_workload import NUM_NEW, arguments_of, model_name, prompt_lengths
 
 
 class Peer:
@@ -40,7 +39,7 @@ class Peer:
 
     def throughput(self, num_requests: int) -> dict[str, Any]:
         self.run([128] * 4, 8)
-        seconds = self.run([512 if n % 2 else 128 for n in range(num_requests)], NUM_NEW)
+        seconds = self.run(prompt_lengths(num_requests), NUM_NEW)
         tokens = num_requests * NUM_NEW
         rates = {"seconds": round(seconds, 2), "output_tokens_per_second": round(tokens / seconds, 1)}
         return {"requests": num_requests} | rates
@@ -54,27 +53,14 @@ class Peer:
         return {"batch": batch} | times
 
 
-def parse(option: str) -> tuple[str, Any]:
-    name, _, value = option.partition("=")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--option", action="append", default=[])
-    arguments = parser.parse_args()
-    options = dict(parse(option) for option in arguments.option)
+    arguments = arguments_of(__doc__, batches="1,8")
+    options = arguments.option
     start = time.perf_counter()
     peer = Peer(arguments.folder, options)
-    common = {"model": arguments.folder.rstrip("/").split("/")[-1], "peer": "vLLM", **options}
+    common = {"model": model_name(arguments.folder), "peer": "vLLM", **options}
     print(json.dumps(common | {"ready_s": round(time.perf_counter() - start, 1)}), flush=True)
-    for batch in [int(text) for text in arguments.batches.split(",") if text]:
+    for batch in arguments.batches:
         print(json.dumps(common | peer.latency(batch)), flush=True)
     if arguments.requests:
         print(json.dumps(common | peer.throughput(arguments.requests)), flush=True)

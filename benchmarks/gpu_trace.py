@@ -1,6 +1,6 @@
 """Where a GPU step's time goes: the slowest steps of a load, and a trace by kernel of a few mixed and decode steps.
 
-python benchmarks/gpu_trace.py FOLDER [--requests 1000] [--option max_num_seqs=1024 …]
+PYTHONPATH=. python benchmarks/gpu_trace.py FOLDER [--requests 1000] [--option max_num_seqs=1024 …]
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import time
 import numpy as np
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu import NUM_NEW, with_defaults
+from benchmarks.gpu import DEFAULTS
+from benchmarks.gpu_workload import NUM_NEW, parse_options, prompt_lengths
 from tabstop.config import EngineConfig
 from tabstop.engine.build import build_core
 from tabstop.engine.core import EngineCore
@@ -42,11 +43,11 @@ def main() -> None:
     parser.add_argument("--at", default="40,200")
     parser.add_argument("--option", action="append", default=[])
     arguments = parser.parse_args()
-    options = with_defaults(arguments.option)
+    options = DEFAULTS | parse_options(arguments.option)
     core = build_core(EngineConfig(model=arguments.folder, load_format="dummy", device="cuda", **options))
     recorder, random = Recorder(core), np.random.default_rng(0)
-    for n in range(arguments.requests):
-        ids = random.integers(300, 15_000, 512 if n % 2 else 128)
+    for n, length in enumerate(prompt_lengths(arguments.requests)):
+        ids = random.integers(300, 15_000, length)
         core.add(Submit((0, n), pack_ids(ids), Sampling(temperature=0.0), Limits(NUM_NEW, stop_sets=())), 0.0)
     traced_at = {int(text) for text in arguments.at.split(",")}
     times, pending, step = [], None, 0
