@@ -7,24 +7,41 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {
-    "sample.scan_kernel",
-    "sample.draw_kernel",
-    "copy_blocks._kernel",
-    "prompt.find_tiles_kernel",
-    "prompt.prompt_kernel",
+    *("sample.scan_kernel", "sample.draw_kernel", "copy_blocks._kernel"),
+    *("prompt.find_tiles_kernel", "prompt.prompt_kernel"),
 }
 """Kernels that are not started early."""
 
 
-def test_every_kernel_compiles_keeps_its_values_in_registers_and_waits_for_its_neighbours() -> None:
+@pytest.fixture(scope="module")
+def launches() -> list[dict[str, Any]]:
+    """What compile_all.py says of each."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(("src", "."))}
     command = [sys.executable, "-m", "tests.kernels.compile_all"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len({line["kernel"] for line in found}) >= 11 and not any(line["local"] for line in found)
-    for line in found:
-        assert line["waits"] == ([0, 0] if line["kernel"] in PLAIN else [1, 1]), line
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_kernel_keeps_its_values_in_registers_and_waits_for_its_neighbours(launches):
+    assert len({launch["kernel"] for launch in launches}) >= 11
+    for launch in launches:
+        waits = [launch["order"].count(f"griddepcontrol.{what}") for what in ("launch_dependents", "wait")]
+        assert waits == ([0, 0] if launch["kernel"] in PLAIN else [1, 1]) and not launch["local"], launch
+
+
+def test_products_load_weights_before_they_wait_and_x_behind(launches):
+    products = [launch["order"] for launch in launches if launch["kernel"] == "gemv._kernel"]
+    assert len(products) == 4
+    for order in products:
+        wait = order.index("griddepcontrol.wait")
+        before, behind = order[:wait], order[wait + 1 :]
+        assert before[0] == "griddepcontrol.launch_dependents"
+        assert before[1:] and all("evict_first" in load or "L2" in load for load in before[1:])
+        assert any(".v4" in load for load in before[1:]) and behind

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tabstop.kernels import gemv
 from tests.kernels.rows import DEVICE, TOLERANCE
 
-ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float16, torch.bfloat16]
 
 
@@ -87,17 +80,3 @@ def test_a_plan_keeps_sums_in_registers_and_loads_wide(num_rows: int) -> None:
             launch = gemv.plan_gemv(num_rows, columns, gated)
             assert launch.block * num_rows <= gemv.MAX_COLUMNS
             assert launch.rows * launch.block // launch.warps >= gemv.MIN_BLOCK
-
-
-def test_the_compiler_loads_weights_before_it_waits_and_x_behind() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(("src", "."))}
-    command = [sys.executable, "-m", "tests.kernels.compile_gemv"]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    for line in done.stdout.splitlines():
-        found = json.loads(line)
-        wait = found["order"].index("griddepcontrol.wait")
-        before, behind = found["order"][:wait], found["order"][wait + 1 :]
-        assert before[0] == "griddepcontrol.launch_dependents" and not found["local"]
-        assert before[1:] and all("evict_first" in load or "L2" in load for load in before[1:])
-        assert any(".v4" in load for load in before[1:]) and behind
