@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tabstop.kernels.cpu.library import Threads, refuse
+from tabstop.kernels.cpu.memory import Arena
 from tabstop.quant import StoredTensor
 from tabstop.quant.encodings import ENCODINGS
 from tabstop.quant.gguf import dequantize
 from tabstop.quant.tiles import (
     EXACT,
-    Arena,
     Format,
     TileWeight,
     format_of,

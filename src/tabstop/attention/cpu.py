@@ -16,8 +16,8 @@ from tabstop.attention import AttentionBatch, Need
 from tabstop.cache import CacheKind, CacheSpec
 from tabstop.engine.plan import Copy
 from tabstop.kernels.cpu.library import KVShape, Step, Threads, refuse
+from tabstop.kernels.cpu.memory import large_zeros
 from tabstop.kernels.cpu.program import Kind, Program, operation
-from tabstop.quant.tiles import large_zeros
 
 LANES = 16
 MAX_HEAD_DIM = 512

@@ -12,6 +12,8 @@ import shutil
 import subprocess
 from typing import Any
 
+from tabstop.device import num_cores
+
 GPU_FIELDS = "name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.max.mem,clocks.sm,persistence_mode"
 PACKAGES = ("tabstop", "aiohttp", "numpy", "scipy", "msgspec", "tokenizers")
 
@@ -22,7 +24,7 @@ def fingerprint() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": num_cores(),
         "memory_gib": _memory_gib(),
         "load_average": [round(x, 2) for x in os.getloadavg()],
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),

@@ -8,20 +8,18 @@ values. `unpacked` and `multiply_torch` are the twins of what the library comput
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from tabstop.kernels.cpu.library import Matrix, Threads, library, machine, pointer, refuse
+from tabstop.kernels.cpu.memory import Arena
 from tabstop.quant import Loading, MatrixPart, QuantScheme, StoredTensor, TensorRead
 from tabstop.quant.dense import stored_windows
 from tabstop.quant.encodings import Encoding
 
 ROWS, GROUP = 16, 32
-ALIGNMENT = 64
-PIECE_BYTES = 128 << 20  # of an arena; what is not used is never touched
 
 ENCODINGS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 """In the order of pack.h's enum."""
@@ -158,30 +156,6 @@ class TileScheme:
                 weight.fill(filled, stored)
                 filled += len(stored.data)
         return weight
-
-
-class Arena:
-    """Hands out zeroed memory from large pieces: a system gives large pages to those only, and small pages cost a third
-    of the speed at which a matrix is read."""
-
-    def __init__(self) -> None:
-        self.rest = torch.empty(0, dtype=torch.uint8)
-
-    def take(self, num_bytes: int) -> torch.Tensor:
-        """uint8 [num_bytes], at a multiple of 64 bytes."""
-        needed = -(-num_bytes // ALIGNMENT) * ALIGNMENT
-        if needed > len(self.rest):
-            self.rest = large_zeros(max(needed, PIECE_BYTES))
-        taken, self.rest = self.rest[:num_bytes], self.rest[needed:]
-        return taken
-
-
-def large_zeros(num_bytes: int) -> torch.Tensor:
-    """Zeroed memory from the system, in large pages where it gives them: fewer address translations."""
-    memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets none
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def unpacked(weight: TileWeight) -> torch.Tensor:

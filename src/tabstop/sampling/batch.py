@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tabstop.engine.plan import Admission
-from tabstop.sampling.history import History
+from tabstop.sampling.history import History, upload
 
 PARAMETERS = np.dtype(
     [
@@ -108,11 +108,6 @@ class SamplingBatch:
         if name == "temperature":
             values = np.where(values > 0, values, np.float32(1))
         return upload(values, device)[:, None]
-
-
-def upload(host: np.ndarray, device: torch.device) -> Tensor:
-    """Queued; nothing waits."""
-    return torch.from_numpy(host).to(device, non_blocking=True)
 
 
 def pad_ids(lists: list[np.ndarray], padding: float) -> np.ndarray:

@@ -16,6 +16,11 @@ from torch import Tensor
 MIN_ROWS, MIN_LENGTH = 8, 512
 
 
+def upload(host: np.ndarray, device: torch.device) -> Tensor:
+    """Queued; nothing waits."""
+    return torch.from_numpy(host).to(device, non_blocking=True)
+
+
 class History:
     """int32 [sequences, positions], grown by doubling."""
 
@@ -48,14 +53,16 @@ class History:
             return
         self._grow(0, int(positions[rows].max()) + 1)
         places = np.array([self._place_of[slot] for slot in slots[rows].tolist()], np.int64)
-        row, place, position = self._upload(np.array(rows, np.int64)), self._upload(places), positions[rows]
-        self._ids.index_put_((place, self._upload(position)), tokens[row].to(torch.int32))
+        row, place, position = (
+            upload(each, self._device) for each in (np.array(rows, np.int64), places, positions[rows])
+        )
+        self._ids.index_put_((place, position), tokens[row].to(torch.int32))
 
     def read(self, slots: np.ndarray, num_tokens: int) -> Tensor:
         """int64 [n, num_tokens] of slots that have a history; what nobody wrote is any id of the vocabulary."""
         self._grow(0, num_tokens)
         places = np.array([self._place_of[slot] for slot in slots.tolist()], np.int64)
-        return self._ids[:, :num_tokens].index_select(0, self._upload(places)).long()
+        return self._ids[:, :num_tokens].index_select(0, upload(places, self._device)).long()
 
     def _grow(self, num_rows: int, length: int) -> None:
         rows, columns = self._ids.shape
@@ -66,9 +73,6 @@ class History:
         grown[:rows, :columns] = self._ids
         self._ids = grown
         self._free += range(rows, wider[0])
-
-    def _upload(self, host: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(host)).to(self._device, non_blocking=True)
 
 
 def _doubled(size: int, least: int) -> int:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tabstop.engine.plan import Admission
 from tabstop.kernels import sample
-from tabstop.sampling.batch import PARAMETERS, SamplingBatch, SlotLists, parameters_of, upload
-from tabstop.sampling.history import History
+from tabstop.sampling.batch import PARAMETERS, SamplingBatch, SlotLists, parameters_of
+from tabstop.sampling.history import History, upload
 from tabstop.sampling.logprobs import Reported, report
 from tabstop.sampling.random import uniform
 from tabstop.sampling.steps import ROWS_AT_ONCE, STEPS, Step

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tabstop.sampling.batch import SamplingBatch, pad_ids, upload
+from tabstop.sampling.batch import SamplingBatch, pad_ids
+from tabstop.sampling.history import upload
 
 ROWS_AT_ONCE = 64
 """Sorted logits, their places and float64 probabilities take ten times what logits take."""
