@@ -101,7 +101,8 @@ def main() -> None:
     if arguments.requests:
         print(json.dumps(common | throughput(core, arguments.requests)), flush=True)
     free, total = torch.cuda.mem_get_info()
-    print(json.dumps(common | {"memory_used_gib": round((total - free) / 2**30, 2)}))
+    gib = {part: round(size / 2**30, 2) for part, size in core.info.memory.items()}
+    print(json.dumps(common | {"memory_gib_when_ready": gib, "used_at_the_end": round((total - free) / 2**30, 2)}))
     core.close()
 
 

@@ -6,6 +6,7 @@ import io
 import logging
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from tabstop.startup import StartupView, describe, readable_bytes
@@ -40,6 +41,12 @@ def test_the_table_says_what_fits() -> None:
     assert rows["KV cache"] == "200 blocks of 16 tokens = 3,200 tokens, 3.1 MiB"
     assert rows["requests of that length that fit"] == "3 (at most 8 samples run at once)"
     assert rows["kernels"] == "attention: reference, quantization: Q8_0"
+
+
+def test_the_table_says_where_a_cards_memory_is() -> None:
+    assert "memory" not in describe(INFO)
+    rows = describe(replace(INFO, memory={"weights": 3 << 29, "graphs": 1 << 20, "driver": 1537 << 20}))
+    assert rows["memory"] == "weights 1.5 GiB, graphs 1.0 MiB, driver 1.5 GiB"
 
 
 def test_a_terminal_gets_bars_and_a_table() -> None:

@@ -34,7 +34,7 @@ def describe(info: EngineInfo) -> dict[str, str]:
     """What a loaded engine is and how much fits into it, as rows for people."""
     num_slots = info.num_blocks * info.block_size
     num_fitting = num_slots // info.max_model_len if info.max_model_len else 0
-    return {
+    rows = {
         "model": f"{info.model} ({info.architecture})",
         "device": f"{info.device}, {info.dtype}",
         "weights": readable_bytes(info.weight_bytes),
@@ -47,6 +47,9 @@ def describe(info: EngineInfo) -> dict[str, str]:
         "kernels": ", ".join(f"{concept}: {name}" for concept, name in sorted(info.kernels.items())) or "none",
         "loaded in": f"{info.load_seconds:.1f} s",
     }
+    if info.memory:
+        rows["memory"] = ", ".join(f"{part} {readable_bytes(size)}" for part, size in info.memory.items())
+    return rows
 
 
 def make_table(rows: Mapping[str, str], title: str) -> Table:

@@ -223,6 +223,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     kernels: dict[str, str] = {}  # concept → what was chosen, e.g. {"attention": "reference"}
     load_seconds: float = 0.0
     max_num_waiting: int = 1024  # prompts that the queue holds
+    memory: dict[str, int] = {}  # of a GPU, bytes by part; "driver" is what it counts in all (worker/memory.py)
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):

@@ -50,6 +50,7 @@ FIGURES = (
     _Figure("kv_cache_slots", "Token slots of the KV pool", lambda info, stats: _slots(stats.ledger), "state"),
     _Figure("kv_cache_blocks", "Blocks of the KV pool", lambda info, stats: info.num_blocks),
     _Figure("kv_cache_block_size", "Token slots of a block", lambda info, stats: info.block_size),
+    _Figure("device_memory_bytes", "Memory of a GPU, by part", lambda info, stats: info.memory, "part"),
     _Figure("max_model_len", "Longest prompt and completion", lambda info, stats: info.max_model_len),
     _Figure("engine_steps", "Steps", lambda info, stats: stats.num_steps, is_counter=True),
     _Figure("prompt_tokens", "Prompt tokens", lambda info, stats: stats.num_prompt_tokens, is_counter=True),

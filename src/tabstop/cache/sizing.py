@@ -1,6 +1,6 @@
 """How much KV memory a model needs and how many blocks fit: pure functions of numbers that others measured.
 
-Knows no tensors and reads no clock, file or device; cache/memory.py measures what is free.
+Knows no tensors and reads no clock, file or device; device.py measures what is free.
 """
 
 from __future__ import annotations

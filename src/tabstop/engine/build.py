@@ -28,6 +28,7 @@ from tabstop.text.tokenizer import Tokenizer, load_tokenizer
 from tabstop.types import EngineInfo
 from tabstop.worker.batch import SlotState
 from tabstop.worker.group import LocalGroup
+from tabstop.worker.memory import MemoryAccount
 from tabstop.worker.worker import Worker
 
 NUM_COMPILERS = 2
@@ -43,20 +44,24 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
     sizes = fit(checkpoint, config)
     if sizes.problem is not None:
         raise MemoryShortageError(sizes.problem)
-    decoder = load_model(checkpoint, config, torch.device(sizes.device), getattr(torch, sizes.dtype), progress)
+    account = MemoryAccount(sizes.device)
+    with account.book("weights"):
+        decoder = load_model(checkpoint, config, torch.device(sizes.device), getattr(torch, sizes.dtype), progress)
     attention = make_attention(decoder, config, sizes)
     model, steps = compile_steps(decoder, attention)
     if isinstance(model, CompiledDecoder):
         torch.set_num_threads(1)  # what is left for torch is small, and its waiting threads would take ours' cores
     if sizes.device == "cuda":
         sizes = replace(sizes, num_blocks=measure_num_blocks(model, attention, config, sizes))
-    worker = make_worker(model, attention, sizes, sizes.num_blocks)
+    with account.book("KV cache"):
+        worker = make_worker(model, attention, sizes, sizes.num_blocks)
     if sizes.device == "cuda":
         num_tokens = min(sizes.max_num_batched_tokens, sizes.num_blocks * config.block_size)
-        (worker.capture_graphs if config.cuda_graphs else worker.warm_up)(num_tokens)
+        with account.book("graphs"):
+            (worker.capture_graphs if config.cuda_graphs else worker.warm_up)(num_tokens)
     pool, tokenizer = BlockPool(sizes.num_blocks, config.block_size), load_own_tokenizer(checkpoint, config)
     return EngineCore(
-        engine_info(sizes, model, {"attention": attention.name, "steps": steps}, time.monotonic() - start),
+        engine_info(sizes, model, {"attention": attention.name, "steps": steps}, account, time.monotonic() - start),
         Scheduler(pool, sizes.max_num_seqs, sizes.max_num_batched_tokens, config.prefix_cache),
         LocalGroup(worker),
         ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile"),
@@ -75,7 +80,9 @@ def prepare_cpu(config: EngineConfig, progress: ProgressCallback | None) -> None
         library(progress)
 
 
-def engine_info(sizes: FitReport, model: Model, kernels: dict[str, str], load_seconds: float) -> EngineInfo:
+def engine_info(
+    sizes: FitReport, model: Model, kernels: dict[str, str], account: MemoryAccount, load_seconds: float
+) -> EngineInfo:
     return EngineInfo(
         model=sizes.model,
         architecture=sizes.architecture,
@@ -90,6 +97,7 @@ def engine_info(sizes: FitReport, model: Model, kernels: dict[str, str], load_se
         kv_bytes_per_token=sizes.kv_bytes_per_token,
         kernels={**kernels, "weights": model.weights},
         load_seconds=load_seconds,
+        memory=account.close(),
     )
 
 
@@ -122,10 +130,13 @@ def measure_num_blocks(model: Model, attention: AttentionBackend, config: Engine
     if config.num_kv_blocks is not None or config.kv_memory is not None:
         return sizes.num_blocks
     needed = -(-sizes.max_num_batched_tokens // config.block_size)
-    activation_bytes = make_worker(model, attention, sizes, needed).measure_peak(sizes.max_num_batched_tokens)
+    worker = make_worker(model, attention, sizes, needed)
+    step_bytes = worker.measure_peak(sizes.max_num_batched_tokens)
+    if config.cuda_graphs:
+        step_bytes += worker.measure_graphs(sizes.max_num_batched_tokens)
+    del worker
     torch.cuda.empty_cache()
-    num_buffers = 2 if config.cuda_graphs else 1  # graphs keep their own activations
-    free = free_bytes(sizes.device, config.gpu_memory_utilization) - num_buffers * activation_bytes
+    free = free_bytes(sizes.device, config.gpu_memory_utilization) - step_bytes
     demand = Demand(sizes.kv_bytes_per_token, sizes.max_model_len, sizes.max_num_seqs)
     return size_pool(config, demand, free, sizes.device) - 1
 

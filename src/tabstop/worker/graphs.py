@@ -36,28 +36,37 @@ class Captured:
 
     graph: torch.cuda.CUDAGraph
     buffer: Buffer
+    logits: Tensor  # float32 [rows, vocab], a view of memory that belongs to all graphs
     tokens: Tensor  # int64 [rows] drawn from the logits as they are
 
 
 class StepGraphs:
-    """Captures on construction. `run`: inputs → (float32 logits [rows, vocab], tokens int64 [rows])."""
+    """`run`: inputs → (float32 logits [rows, vocab], tokens int64 [rows])."""
 
-    def __init__(
-        self, run: Callable[[StepInputs], tuple[Tensor, Tensor]], state: SlotState, numbers: Numbers, num_tokens: int
-    ) -> None:
-        """For steps of up to `num_tokens`."""
+    def __init__(self, run: Callable[[StepInputs], tuple[Tensor, Tensor]], state: SlotState, numbers: Numbers) -> None:
         self._run = run
         self._state = state
         self._numbers = numbers
-        max_num_seqs, self._num_blocks = state.tables.shape
+        self._max_num_seqs, self._num_blocks = state.tables.shape
         self._pool = torch.cuda.graph_pool_handle()
-        self._logits: Tensor | None = None  # float32 [most rows, vocab]; all graphs', or each would keep its own
+        # One for all captures: the matrix library keeps a workspace for each stream that it meets.
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._mixed: dict[tuple[int, int], Captured] = {}
+        self._decoding: dict[tuple[int, int], Captured] = {}
+
+    def capture_largest(self, num_tokens: int) -> None:
+        """Only the graph for the largest steps of up to `num_tokens`; it takes nearly all the memory that all do."""
+        size = max(mixed_sizes(num_tokens, self._max_num_seqs))
+        self._mixed[size] = self._capture(*size, is_mixed=True)
+
+    def capture_all(self, num_tokens: int) -> None:
+        """For steps of up to `num_tokens`."""
         # Largest first: the others then live in its memory.
-        sizes = sorted(mixed_sizes(num_tokens, max_num_seqs), reverse=True)
-        self._mixed = {size: self._capture(*size, is_mixed=True) for size in sizes}
-        most = min(num_tokens, max_num_seqs, DECODING[-1])
-        rows = [*(number for number in DECODING if number < most), most]
-        self._decoding = {(number, number): self._capture(number, number, is_mixed=False) for number in reversed(rows)}
+        for size in sorted(mixed_sizes(num_tokens, self._max_num_seqs), reverse=True):
+            self._mixed[size] = self._capture(*size, is_mixed=True)
+        most = min(num_tokens, self._max_num_seqs, DECODING[-1])
+        for number in [most, *(number for number in reversed(DECODING) if number < most)]:
+            self._decoding[number, number] = self._capture(number, number, is_mixed=False)
 
     def find(self, plan: StepPlan) -> Captured | None:
         """The smallest graph that holds the plan, if one does."""
@@ -70,33 +79,22 @@ class StepGraphs:
         """(which rows draw, logits float32 [R, vocab], tokens int64 [R]) of all rows, valid until the next replay."""
         _, drawing = self._state.fill(plan, captured.buffer, self._numbers)
         captured.graph.replay()
-        assert self._logits is not None
-        return drawing, self._logits[: len(plan.rows)], captured.tokens[: len(plan.rows)]
+        return drawing, captured.logits[: len(plan.rows)], captured.tokens[: len(plan.rows)]
 
     def _capture(self, num_tokens: int, num_rows: int, *, is_mixed: bool) -> Captured:
         buffer = Buffer(Shape(num_tokens, num_rows, self._num_blocks), self._state.device)
         rows = [Row(slot, 0, [0], sample=True) for slot in range(num_rows)]
         inputs, _ = self._state.fill(StepPlan(0, rows=rows), buffer)
         inputs = self._at_most(inputs, num_tokens, num_rows, is_mixed=is_mixed)
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             # Outside of the capture kernels are compiled, and libraries choose their algorithms.
-            logits, _ = self._run(inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        if self._logits is None:
-            self._logits = torch.empty_like(logits)
-        assert len(self._logits) >= num_rows, "the graph with the most rows is captured first"
-        del logits
+            self._run(inputs)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            tokens = self._keep(*self._run(inputs))
-        return Captured(graph, buffer, tokens)
-
-    def _keep(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        assert self._logits is not None
-        self._logits[: len(logits)].copy_(logits)
-        return tokens
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            logits, tokens = self._run(inputs)
+        return Captured(graph, buffer, _borrowed(logits), tokens)
 
     def _at_most(self, inputs: StepInputs, num_tokens: int, num_rows: int, *, is_mixed: bool) -> StepInputs:
         """Inputs whose host lengths bound what the graph must serve; those on the device come with each replay."""
@@ -115,3 +113,24 @@ def mixed_sizes(num_tokens: int, max_num_seqs: int) -> Iterator[tuple[int, int]]
     for number in tokens:
         most = min(number, max_num_seqs)
         yield from ((number, rows) for rows in {*(each for each in MIXED_ROWS if each < most), most})
+
+
+class _Memory:
+    """Device memory that somebody else frees, in the form that torch takes from other libraries."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        assert tensor.dtype == torch.float32 and tensor.is_contiguous()
+        self.__cuda_array_interface__ = {
+            "shape": tuple(tensor.shape),
+            "typestr": "<f4",
+            "data": (tensor.data_ptr(), False),
+            "version": 3,
+        }
+
+
+def _borrowed(logits: Tensor) -> Tensor:
+    """The same memory, not owned: graphs that are captured later may use it, or each would keep logits of its own.
+
+    What a replay left there stays until another graph of the pool is replayed.
+    """
+    return torch.as_tensor(_Memory(logits), device=logits.device)

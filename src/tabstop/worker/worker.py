@@ -74,9 +74,23 @@ class Worker:
     @torch.inference_mode()
     def capture_graphs(self, num_tokens: int) -> None:
         """From now on, steps of up to `num_tokens` replay graphs (worker/graphs.py)."""
+        self._graphs = self._make_graphs()
+        self._graphs.capture_all(num_tokens)
+
+    def _make_graphs(self) -> StepGraphs:
         from tabstop.worker.graphs import StepGraphs
 
-        self._graphs = StepGraphs(self._step, self.state, self.sampler.numbers, num_tokens)
+        return StepGraphs(self._step, self.state, self.sampler.numbers)
+
+    @torch.inference_mode()
+    def measure_graphs(self, num_tokens: int) -> int:
+        """Bytes that graphs of steps of up to `num_tokens` keep. Overwrites the cache; for start-up."""
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        graphs = self._make_graphs()
+        graphs.capture_largest(num_tokens)
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved() - before
 
     def measure_peak(self, num_tokens: int) -> int:
         """Bytes that the largest step takes beside weights and KV memory: all slots draw, one has the longest chunk.
