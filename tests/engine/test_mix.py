@@ -39,7 +39,8 @@ def test_answers_that_were_seen_replace_the_guess():
 
 def test_a_long_prompt_beside_streams_comes_in_chunks_and_a_burst_does_not():
     mix = mix_of(1_000_000, prompt=128)
-    assert mix.prompt_budget(Load(64, 65, 8192, 0)) == BESIDE_STREAMS
+    assert 64 + mix.prompt_budget(Load(64, 65, 8192, 0)) == BESIDE_STREAMS
+    assert mix.prompt_budget(Load(500, 501, 8192, 0)) == BESIDE_STREAMS // 2
     assert mix.prompt_budget(Load(64, 1024, 8192, 900)) == 2048
 
 

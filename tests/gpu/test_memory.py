@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 
 import pytest
@@ -24,6 +25,7 @@ UTILIZATION = 0.8
 def core(tmp_path_factory):
     sizes = {"hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64}
     folder = tiny_llama(tmp_path_factory.mktemp("wide"), num_hidden_layers=8, intermediate_size=4096, **sizes)
+    gc.collect()  # the engines of other tests
     options = {"device": "cuda", "gpu_memory_utilization": UTILIZATION, "max_num_waiting": 4000}
     core = build_core(EngineConfig(model=str(folder), **options))
     yield core

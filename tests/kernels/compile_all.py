@@ -65,6 +65,7 @@ def attend(heads: tuple[int, int, int]) -> None:
 def others() -> None:
     x, weight = values(4, 2048), values(2048)
     norm.rms_norm_triton(x, weight, 1e-5)
+    norm.rms_norm_triton(values(4, 8, 64)[:, :4], values(64), 1e-5)
     norm.add_rms_norm_triton(x, x, weight, 1e-5)
     activation.silu_and_multiply_triton(x)
     matrix, bias = values(5504, 2048), values(5504)

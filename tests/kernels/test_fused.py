@@ -37,6 +37,13 @@ def test_rms_norm(dtype: torch.dtype, num_tokens: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [slice(0, 3), slice(3, 4), slice(2, 7)])
+def test_rms_norm_of_some_heads_of_each_token(dtype: torch.dtype, heads: slice) -> None:
+    x, weight = randn(5, 7, 48, dtype=dtype)[:, heads], randn(48, dtype=dtype)
+    close(norm.rms_norm_triton(x, weight, 1e-5), norm.rms_norm_torch(x, weight, 1e-5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_tokens", "size"), [(1, 1), (3, 100), (2, 1024), (2, 1500)])
 def test_silu_and_multiply(dtype: torch.dtype, num_tokens: int, size: int) -> None:
     gate_up = randn(num_tokens, 2 * size, dtype=dtype) * 4

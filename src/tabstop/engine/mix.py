@@ -14,8 +14,11 @@ MIN_CHUNK = 64
 """Tokens: below it a prompt's chunk costs more attention and launches than it hides."""
 
 BESIDE_STREAMS = 512
-"""Tokens beside decoding rows while the backlog is small: about twice a Hopper card's ridge, so that such a step takes
-two to three times as long as one without a prompt, whatever the model's size."""
+"""Tokens of a step with decoding rows while the backlog is small: about twice a Hopper card's ridge, so that such a
+step takes two to three times as long as one without a prompt, whatever the model's size."""
+
+HALF_BESIDE_STREAMS = BESIDE_STREAMS // 2
+"""Tokens that are left to prompts however many rows decode."""
 
 BURST_STEPS = 16
 """A backlog of more full steps than that is a burst: then the rate counts, not the gap between two tokens."""
@@ -89,4 +92,6 @@ class Mix:
             chunk = max(MIN_CHUNK, round(num_resident * self._prompt.value / self.mean_answer))
             return max(MIN_CHUNK, round((load.num_decoding + chunk) / TILE) * TILE - load.num_decoding)
         num_backlog = load.num_backlog + load.num_waiting * self._prompt.value
-        return BESIDE_STREAMS if num_backlog <= BURST_STEPS * self._budget else self._budget
+        if num_backlog > BURST_STEPS * self._budget:
+            return self._budget
+        return max(BESIDE_STREAMS - load.num_decoding, HALF_BESIDE_STREAMS)

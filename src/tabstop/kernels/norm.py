@@ -34,7 +34,7 @@ def add_rms_norm_torch(
 
 
 def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    normed = torch.empty_like(x)
+    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _launch(x, (x, normed, x), weight, eps)
     return normed
 
@@ -42,6 +42,7 @@ def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.
 def add_rms_norm_triton(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    assert x.is_contiguous() and residual.is_contiguous()
     normed, total = torch.empty_like(x), torch.empty_like(x)
     _launch(x, (residual, normed, total), weight, eps)
     return normed, total
@@ -53,12 +54,23 @@ def _launch(
     """others: residual, normed and total; the residual is x itself when there is none."""
     residual, normed, total = others
     size = x.shape[-1]
-    assert x.is_contiguous() and residual.is_contiguous() and weight.is_contiguous()
+    group, stride = _row_groups(x)
+    assert weight.is_contiguous()
     block = next_power_of_2(size)
     num_warps = min(max(block // 512, 1), 16)  # 16 values a thread: two loads of 16 bytes
     _kernel[(x.numel() // size,)](
-        x, residual, weight, normed, total, eps, size, block, residual is not x, num_warps=num_warps, **early(x)
+        *(x, residual, weight, normed, total, eps, stride, size, block, group, residual is not x),
+        num_warps=num_warps,
+        **early(x),
     )
+
+
+def _row_groups(x: torch.Tensor) -> tuple[int, int]:
+    """(rows that lie side by side, values from one such group to the next): some heads of each token are a group."""
+    if x.is_contiguous():
+        return 1, x.shape[-1]
+    assert x.dim() == 3 and x.stride(2) == 1 and x.stride(1) == x.shape[2], "heads lie side by side"
+    return x.shape[1], x.stride(0)
 
 
 @jit()
@@ -69,8 +81,10 @@ def _kernel(
     normed: tl.tensor,
     total: tl.tensor,
     eps: tl.tensor,
+    stride: tl.tensor,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
     ADDS: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
@@ -78,8 +92,9 @@ def _kernel(
     follow(EARLY)
     places = tl.arange(0, BLOCK)
     inside = places < SIZE
-    row = tl.program_id(0).to(tl.int64) * SIZE + places
-    values = tl.load(x + row, inside, other=0.0)
+    number = tl.program_id(0).to(tl.int64)
+    row = number * SIZE + places
+    values = tl.load(x + number // GROUP * stride + number % GROUP * SIZE + places, inside, other=0.0)
     if ADDS:
         added = values.to(tl.float32) + tl.load(residual + row, inside, other=0.0).to(tl.float32)
         values = added.to(values.dtype)

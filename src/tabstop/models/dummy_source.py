@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable
+from functools import cached_property
 
 import torch
 
@@ -20,12 +22,14 @@ class DummySource:
     """
 
     def __init__(self, reads: Iterable[TensorRead], seed: int, device: str = "cpu") -> None:
-        """`device`: where values are made; a GPU makes other ones than a CPU, a thousand times faster."""
+        """`device`: where values are made; a GPU makes other ones than a CPU, a thousand times faster. There, a matrix
+        that was read is valid until another is.
+        """
         self.seed = seed
         self.device = device
-        self.tensors = {
-            read.name: TensorInfo(read.shape, ENCODINGS["F32"], 4 * torch.Size(read.shape).numel()) for read in reads
-        }
+        sizes = {read.name: (read.shape, math.prod(read.shape)) for read in reads}
+        self.tensors = {name: TensorInfo(shape, ENCODINGS["F32"], 4 * size) for name, (shape, size) in sizes.items()}
+        self._most_values = max((size for _, size in sizes.values()), default=0)
         self._newest: tuple[str, torch.Tensor] | None = None  # reads come window by window
 
     def read(self, read: TensorRead) -> StoredTensor:
@@ -33,8 +37,14 @@ class DummySource:
             self._newest = read.name, self._make(read)
         return StoredTensor(ENCODINGS["F32"], self._newest[1][read.slices])
 
+    @cached_property
+    def _scratch(self) -> torch.Tensor:
+        """One memory for all matrices in turn: pieces that were freed between weights would stay unused for ever."""
+        return torch.empty(self._most_values, device=self.device)
+
     def _make(self, read: TensorRead) -> torch.Tensor:
         if len(read.shape) == 1:
             return torch.full(read.shape, 0.0 if read.name.endswith(".bias") else 1.0, device=self.device)
         generator = torch.Generator(self.device).manual_seed(zlib.crc32(f"{self.seed} {read.name}".encode()))
-        return torch.randn(read.shape, generator=generator, device=self.device).mul_(STANDARD_DEVIATION)
+        memory = torch.empty(math.prod(read.shape)) if self.device == "cpu" else self._scratch[: math.prod(read.shape)]
+        return memory.view(read.shape).normal_(std=STANDARD_DEVIATION, generator=generator)

@@ -16,7 +16,10 @@ class MemoryAccount:
 
     def __init__(self, device: str) -> None:
         self._is_gpu = device == "cuda"
-        self.parts: dict[str, int] = {"context": _driver_bytes()} if self._is_gpu else {}
+        self.parts: dict[str, int] = {}
+        if self._is_gpu:
+            torch.cuda.empty_cache()  # what an engine before this one left
+            self.parts["context"] = _driver_bytes()
 
     @contextmanager
     def book(self, part: str) -> Iterator[None]:
