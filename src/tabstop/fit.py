@@ -76,7 +76,7 @@ def fit(checkpoint: Checkpoint, config: EngineConfig) -> FitReport:
 
     plan = plan_loading(checkpoint, config)
     device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, plan.config.dtype, device)
+    dtype = plan.scheme.compute_dtype or resolve_dtype(config.dtype, plan.config.dtype, device)
     kv_dtype = choose_kv_dtype(config, dtype, plan.scheme.name)
     weight_bytes, free = plan.weight_bytes(DTYPE_BYTES[dtype]), free_bytes(device, config.gpu_memory_utilization)
     max_model_len = choose_max_model_len(config, plan.config.max_position_embeddings)

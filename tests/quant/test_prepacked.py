@@ -34,10 +34,10 @@ def test_blocks_of_4_bits_keep_their_integers(encoding: str) -> None:
     weight, expected = Int4Weight(*int4_parts(blocks)), dequantize(blocks)
     assert error(weight.decoded(slice(0, 48)).float(), expected) < 4e-3  # scales are bfloat16
     ids = torch.tensor([47, 0, 5])
-    assert error(weight.gather(ids), expected[ids]) < 6e-3
+    assert error(weight.gather(ids).float(), expected[ids]) < 6e-3
     for count in COUNTS:
-        x = torch.randn(count, 256)
-        assert error(weight.multiply(x, None), x @ expected.T) < 1e-2
+        x = torch.randn(count, 256).bfloat16()
+        assert error(weight.multiply(x, None).float(), x.float() @ expected.T) < 1e-2
 
 
 @pytest.mark.parametrize("encoding", ["Q5_0", "Q6_K", "Q8_0", "F16", "BF16"])
@@ -45,11 +45,11 @@ def test_other_weights_are_rounded_to_8_bits_a_row(encoding: str) -> None:
     blocks = stored(encoding, 37, 256)
     weight, expected = Int8Weight(*int8_parts(blocks)), dequantize(blocks).float()
     ids = torch.tensor([36, 0, 5])
-    assert error(weight.gather(ids), expected[ids]) < 3e-2
-    bias = torch.randn(37)
+    assert error(weight.gather(ids).float(), expected[ids]) < 3e-2
+    bias = torch.randn(37).bfloat16()
     for count in COUNTS:
-        x = torch.randn(count, 256)
-        assert error(weight.multiply(x, bias), x @ expected.T + bias) < 3e-2
+        x = torch.randn(count, 256).bfloat16()
+        assert error(weight.multiply(x, bias).float(), x.float() @ expected.T + bias) < 3e-2
 
 
 def test_a_probe_finds_wrong_and_missing_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,33 +69,36 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("encoding", "form"), [("Q4_1", "int4"), ("Q8_0", "int8")])
 def test_a_file_is_served_without_a_library(encoding: str, form: str, tmp_path: Path) -> None:
     written = write_gguf(tmp_path / "model.gguf", llama_config(hidden_size=64, vocab_size=320), encoding)
-    served: Any = load(written.path, dtype="auto")
+    served: Any = load(written.path, dtype="auto", compute=torch.bfloat16)
     assert served.weights == f"{form} (PyTorch)"
     ids = list(range(5, 60))
     expected = PagedRunner(load(written.path)).logits(ids)
-    assert error(PagedRunner(served, backend=ReferenceAttention).logits(ids), expected) < 0.05
+    runner = PagedRunner(served, backend=ReferenceAttention, dtype=torch.bfloat16)
+    assert error(runner.logits(ids), expected) < 0.05
 
 
 @pytest.mark.usefixtures("no_library")
 def test_a_folder_is_served_without_a_library(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path)
-    served: Any = load(folder, dtype="auto")
+    served: Any = load(folder, dtype="auto", compute=torch.bfloat16)
     (expected,) = oracle_logits(folder, [list(range(40))])
     assert served.weights == "int8 (PyTorch)"
-    assert error(PagedRunner(served).logits(list(range(40))), expected) < 0.05
+    assert error(PagedRunner(served, dtype=torch.bfloat16).logits(list(range(40))), expected) < 0.05
 
 
 @pytest.mark.parametrize("window", [None, 7, 300])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 16), (9, 3, 64), (14, 2, 128)])
 def test_attention_in_bfloat16_equals_the_reference(heads: int, kv_heads: int, dim: int, window: int | None) -> None:
-    need = Need(heads, kv_heads, dim, torch.float32, torch.bfloat16, torch.device("cpu"), 16)
+    need = Need(heads, kv_heads, dim, torch.bfloat16, torch.bfloat16, torch.device("cpu"), 16)
     steps, reference, backend = Steps(need), ReferenceAttention(need), SdpaAttention(need)
     expected_kv, kv = allocate(reference, need), allocate(backend, need)
     for lens in [*STEPS, [1]]:
         steps.tables, steps.lens = steps.tables[: len(lens)], steps.lens[: len(lens)]
         batch, (q, k, v) = steps.next(lens)
         expected = reference.run(q, k, v, expected_kv, reference.plan(batch), dim**-0.5, window)
-        assert error(backend.run(q, k, v, kv, backend.plan(batch), dim**-0.5, window), expected) < 1e-2
+        narrow = [each.bfloat16() for each in (q, k, v)]
+        actual = backend.run(*narrow, kv, backend.plan(batch), dim**-0.5, window)
+        assert error(actual.float(), expected) < 1e-2
     assert torch.equal(kv, expected_kv)
 
 
@@ -107,7 +110,7 @@ def test_a_kernel_is_given_up_for_being_slow_but_not_for_a_slow_moment(num_slow:
         def packed(self, x: torch.Tensor) -> torch.Tensor:
             self.num_calls += 1
             if self.num_calls <= num_slow:
-                time.sleep(0.02)
+                time.sleep(0.05)
             return super().packed(x)
 
     weight = Disturbed(torch.randint(-127, 128, (64, 64), dtype=torch.int8), torch.full((64,), 0.01))

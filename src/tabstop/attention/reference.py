@@ -28,6 +28,7 @@ class Group:
     tables: torch.Tensor  # int64 [R, L / block_size] past a row's context: its own first block
     positions: torch.Tensor  # int64 [R, Q] of the queries
     num_queries: int
+    longest: int  # context of the rows
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)  # by window: additive float32 [R, 1, Q, L]
 
 
@@ -75,7 +76,8 @@ class ReferenceAttention:
 
     def _group(self, batch: AttentionBatch, rows: list[int], num_queries: int) -> Group:
         device, block_size = batch.kv_slots.device, self.need.block_size
-        num_blocks = max(-(-batch.context_lens[row] // block_size) for row in rows)
+        longest = max(batch.context_lens[row] for row in rows)
+        num_blocks = -(-longest // block_size)
         index = torch.tensor(rows, device=device)
         contexts = batch.contexts[index].long()[:, None]
         tables = batch.block_tables[index, :num_blocks].long()
@@ -87,6 +89,7 @@ class ReferenceAttention:
             tables=torch.where(used, tables, tables[:, :1]),
             positions=contexts - num_queries + queries,
             num_queries=num_queries,
+            longest=longest,
         )
 
     def run(
@@ -104,8 +107,8 @@ class ReferenceAttention:
         result = torch.empty_like(q)
         for group in meta.groups:
             queries = q if len(group.tokens) == len(q) else q[group.tokens]
-            k, v = (gather_blocks(memory, group.tables).float() for memory in kv)
-            attended = attend(queries, k, v, self.mask(group, window), scale)
+            keys, values = gather_blocks(kv, group.tables).float()
+            attended = attend(queries, keys, values, self.mask(group, window), scale)
             if len(meta.groups) == 1:
                 return attended.to(q.dtype)
             result[group.tokens] = attended.to(q.dtype)
@@ -127,14 +130,13 @@ class ReferenceAttention:
 
 def store(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, kv_slots: torch.Tensor) -> None:
     """k, v [T, kv_heads, dim] → their slots in a layer's memory."""
-    for new, memory in zip((k, v), kv, strict=True):
-        memory.flatten(0, 1).index_copy_(0, kv_slots, new.to(kv.dtype))
+    kv.flatten(1, 2).index_copy_(1, kv_slots, torch.stack((k, v)).to(kv.dtype))
 
 
-def gather_blocks(memory: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """memory [blocks, block_size, kv_heads, dim], tables [R, n] → [R, kv_heads, n * block_size, dim], of its type."""
-    rows = memory.flatten(1).index_select(0, tables.flatten())  # whole blocks at a time: indexing is 15 times slower
-    return rows.view(len(tables), -1, *memory.shape[2:]).transpose(1, 2)
+def gather_blocks(kv: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """kv [2, blocks, block_size, kv_heads, dim], tables [R, n] → [2, R, kv_heads, n * block_size, dim], of its type."""
+    rows = kv.flatten(2).index_select(1, tables.flatten())  # whole blocks at a time: indexing is 15 times slower
+    return rows.view(2, len(tables), -1, *kv.shape[3:]).transpose(2, 3)
 
 
 def attend(
@@ -148,6 +150,9 @@ def attend(
     """
     num_rows, kv_heads = keys.shape[:2]
     num_queries, group = len(q) // num_rows, q.shape[1] // kv_heads
+    if num_queries == 1 and mask is None:
+        folded = q.view(num_rows, kv_heads, group, -1)
+        return functional.scaled_dot_product_attention(folded, keys, values, scale=scale).view(q.shape)
     folded = q.view(num_rows, num_queries, kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3).to(keys.dtype)
     if mask is not None:
         mask = (mask.repeat(1, 1, group, 1) if num_queries > 1 else mask).to(keys.dtype)

@@ -25,8 +25,8 @@ class SdpaAttention:
     def refuse(need: Need) -> str | None:
         if need.device.type != "cpu":
             return f"it runs on the CPU, not on {need.device.type}"
-        if need.kv_dtype != torch.bfloat16:
-            return f"it computes in bfloat16, not over a cache in {need.kv_dtype}"
+        if (need.dtype, need.kv_dtype) != (torch.bfloat16, torch.bfloat16):
+            return f"it computes in bfloat16, not in {need.dtype} over a cache in {need.kv_dtype}"
         return None
 
     def __init__(self, need: Need) -> None:
@@ -54,21 +54,19 @@ class SdpaAttention:
     ) -> torch.Tensor:
         """Stores k and v of all rows, then attends; see the protocol for shapes."""
         store(k, v, kv, meta.kv_slots)
-        narrow, result = q.to(kv.dtype), torch.empty_like(q)
+        if len(meta.groups) == 1:
+            return self._attend(q, kv, meta.groups[0], (scale, window))
+        result = torch.empty_like(q)
         for group in meta.groups:
-            is_whole = len(group.tokens) == len(q)
-            attended = self._attend(narrow if is_whole else narrow[group.tokens], kv, group, (scale, window))
-            if is_whole:
-                return attended.to(q.dtype)
-            result[group.tokens] = attended.to(q.dtype)
+            result[group.tokens] = self._attend(q[group.tokens], kv, group, (scale, window))
         return result
 
     def _attend(self, q: torch.Tensor, kv: torch.Tensor, group: Group, how: tuple[float, int | None]) -> torch.Tensor:
-        """q [R * Q, heads, dim] → the same, in the cache's type. how: scale and window."""
+        """q [R * Q, heads, dim] → the same. how: scale and window."""
         scale, window = how
-        keys, values = (gather_blocks(memory, group.tables) for memory in kv)
+        keys, values = gather_blocks(kv, group.tables)
         if len(group.tables) > 1 or group.num_queries > 1:
             return attend(q, keys, values, self._reference.mask(group, window), scale)
-        last = int(group.positions) + 1  # what a lone query sees is one run of positions
-        first = 0 if window is None else max(0, last - window)
-        return attend(q, keys[:, :, first:last], values[:, :, first:last], None, scale)
+        first = 0 if window is None else max(0, group.longest - window)
+        seen = slice(first, group.longest)  # what a lone query sees is one run of positions
+        return attend(q, keys[:, :, seen], values[:, :, seen], None, scale)

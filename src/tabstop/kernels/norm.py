@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from tabstop.kernels.language import early, follow, jit, next_power_of_2, tl
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [..., size] / rms(x) · weight [size] → as x; what is normed is rounded to the type before the product."""
-    return rms_norm_triton(x, weight, eps) if x.is_cuda else rms_norm_torch(x, weight, eps)
+    return rms_norm_triton(x, weight, eps) if x.is_cuda else functional.rms_norm(x, weight.shape, weight, eps)
 
 
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(rms_norm(x + residual), x + residual), all [..., size]; the sum is rounded to its type before it is normed."""
-    function = add_rms_norm_triton if x.is_cuda else add_rms_norm_torch
-    return function(x, residual, weight, eps)
+    if x.is_cuda:
+        return add_rms_norm_triton(x, residual, weight, eps)
+    total = x + residual
+    return rms_norm(total, weight, eps), total
 
 
 def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -161,6 +161,7 @@ class QuantScheme(Protocol):
     """One way to store matrices. Holds no weights itself."""
 
     name: str
+    compute_dtype: str | None  # between the matrices, if nothing else makes sense there; None: the device's choice
 
     @property
     def description(self) -> str:

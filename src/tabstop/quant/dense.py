@@ -70,6 +70,7 @@ class DenseScheme:
     """One tensor `<part>.weight` of floats for each part."""
 
     name = "dense"
+    compute_dtype: str | None = None
     description = "dense"
 
     def num_bytes(self, read: TensorRead, encoding: Encoding, dtype_bytes: int) -> int:

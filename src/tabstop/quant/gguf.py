@@ -20,6 +20,7 @@ class GGUFScheme:
     """One tensor `<part>.weight` for each part, each in an encoding of its own."""
 
     name = "gguf"
+    compute_dtype: str | None = None
     description = "gguf, decoded"
 
     def num_bytes(self, read: TensorRead, encoding: Encoding, dtype_bytes: int) -> int:

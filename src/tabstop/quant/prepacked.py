@@ -33,7 +33,7 @@ INT4_ENCODINGS = ("Q4_0", "Q4_1", "Q4_K")
 
 
 class PackedWeight(ABC):
-    """What both forms share: x of any float type, products of bfloat16."""
+    """What both forms share: inputs and products are bfloat16."""
 
     num_rows_packed: int
     rows: int
@@ -52,12 +52,12 @@ class PackedWeight(ABC):
         return product
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        narrow = x.bfloat16()
-        result = (self.packed(narrow) if len(x) <= self.num_rows_packed else self.many(narrow)).to(x.dtype)
+        """x bfloat16; a wider bias gives wider results."""
+        result = self.packed(x) if len(x) <= self.num_rows_packed else self.many(x)
         return result if bias is None else result + bias
 
     def multiply_wide(self, x: torch.Tensor) -> torch.Tensor:
-        return self.multiply(x.float(), None)
+        return self.multiply(x, None).float()
 
     def many(self, x: torch.Tensor) -> torch.Tensor:
         """x bfloat16 [T, columns] → [T, rows], the matrix decoded a window at a time."""
@@ -97,7 +97,7 @@ class Int4Weight(PackedWeight):
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         values = nibbles(self.pairs[ids]).flatten(2).float() - 8
-        return (values * self.scales[ids] + self.zeros[ids]).flatten(1)
+        return (values * self.scales[ids] + self.zeros[ids]).flatten(1).bfloat16()
 
 
 class Int8Weight(PackedWeight):
@@ -120,7 +120,7 @@ class Int8Weight(PackedWeight):
         return product * self.scales[rows]
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.values[ids].float() * self.scales[ids].float()[:, None]
+        return self.values[ids].bfloat16() * self.scales[ids][:, None]
 
 
 def int4_parts(stored: StoredTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -150,6 +150,7 @@ class PrepackedScheme:
     """Reads what the checkpoint's own scheme reads."""
 
     name = "prepacked"
+    compute_dtype = "bfloat16"  # what the kernels take and give: anything else is converted twice a product
 
     def __init__(self, stored_as: QuantScheme) -> None:
         self.stored_as = stored_as

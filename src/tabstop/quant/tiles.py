@@ -118,6 +118,7 @@ class TileScheme:
     """Reads what the checkpoint's own scheme reads, keeps tiles."""
 
     name = "tiles"
+    compute_dtype: str | None = None
 
     def __init__(self, stored_as: QuantScheme) -> None:
         self.stored_as = stored_as
