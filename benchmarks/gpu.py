@@ -1,6 +1,6 @@
 """Our engine on one GPU with random weights: offline throughput and latency at small batches, on the peers' workload.
 
-    PYTHONPATH=. python benchmarks/gpu.py FOLDER [--requests 1000] [--batches 1,8,32] [--option max_num_seqs=256 …]
+    PYTHONPATH=. python benchmarks/gpu.py FOLDER [--requests 1000] [--loads 1] [--batches 1,8,32] [--option max_num_seqs=256 …]
 
 FOLDER holds config.json (and a tokenizer), no weights. Half of the prompts have 128 tokens, half 512; 256 new tokens
 each, greedy, no end token; ids are random and never repeated between loads. Prints one JSON line a measurement.
@@ -55,8 +55,8 @@ class Load:
         return {"seconds": seconds, "first": max(first.values()), "tokens": num_tokens, "step_ms": quantiles}
 
 
-def throughput(core: EngineCore, num_requests: int) -> dict[str, Any]:
-    load = Load(core)
+def throughput(core: EngineCore, num_requests: int, seed: int) -> dict[str, Any]:
+    load = Load(core, 1000 + seed)
     load.run([128] * 4, 8)
     before = core.stats()
     run = load.run(prompt_lengths(num_requests), NUM_NEW)
@@ -98,8 +98,8 @@ def main() -> None:
     print(json.dumps(common | {"ready_s": round(time.perf_counter() - start, 1), "blocks": core.info.num_blocks}))
     for batch in arguments.batches:
         print(json.dumps(common | latency(core, batch)), flush=True)
-    if arguments.requests:
-        print(json.dumps(common | throughput(core, arguments.requests)), flush=True)
+    for seed in range(arguments.loads if arguments.requests else 0):
+        print(json.dumps(common | throughput(core, arguments.requests, seed)), flush=True)
     free, total = torch.cuda.mem_get_info()
     gib = {part: round(size / 2**30, 2) for part, size in core.info.memory.items()}
     print(json.dumps(common | {"memory_gib_when_ready": gib, "used_at_the_end": round((total - free) / 2**30, 2)}))

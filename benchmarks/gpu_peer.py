@@ -1,6 +1,6 @@
 """vLLM on the workload of benchmarks/gpu.py, with random weights: the same JSON lines, to be run on the same card.
 
-    PYTHONPATH=. python benchmarks/gpu_peer.py FOLDER [--requests 1000] [--batches 1,8] [--option name=value …]
+    PYTHONPATH=. python benchmarks/gpu_peer.py FOLDER [--requests 1000] [--loads 1] [--batches 1,8] [--option name=value …]
 
 Runs in an environment that has vLLM; needs nothing of Tabstop. FOLDER holds config.json and a tokenizer. Prompts are
 never repeated, or the peer's prefix cache would answer.
@@ -62,7 +62,7 @@ def main() -> None:
     print(json.dumps(common | {"ready_s": round(time.perf_counter() - start, 1)}), flush=True)
     for batch in arguments.batches:
         print(json.dumps(common | peer.latency(batch)), flush=True)
-    if arguments.requests:
+    for _ in range(arguments.loads if arguments.requests else 0):
         print(json.dumps(common | peer.throughput(arguments.requests)), flush=True)
 
 
