@@ -1,6 +1,6 @@
 """Our engine on one GPU with random weights: offline throughput and latency at small batches, on the peers' workload.
 
-    PYTHONPATH=. python benchmarks/gpu.py FOLDER [--requests 1000] [--loads 1] [--batches 1,8,32] [--option NAME=VALUE …]
+    PYTHONPATH=. python benchmarks/gpu.py FOLDER [--requests N] [--loads N] [--batches 1,8,32] [--option NAME=VALUE]
 
 FOLDER holds config.json (and a tokenizer), no weights. Half of the prompts have 128 tokens, half 512; 256 new tokens
 each, greedy, no end token; ids are random and never repeated between loads. Prints one JSON line a measurement.

@@ -1,6 +1,6 @@
 """vLLM on the workload of benchmarks/gpu.py, with random weights: the same JSON lines, to be run on the same card.
 
-    PYTHONPATH=. python benchmarks/gpu_peer.py FOLDER [--requests 1000] [--loads 1] [--batches 1,8] [--option NAME=VALUE …]
+    PYTHONPATH=. python benchmarks/gpu_peer.py FOLDER [--requests N] [--loads N] [--batches 1,8] [--option NAME=VALUE]
 
 Runs in an environment that has vLLM; needs nothing of Tabstop. FOLDER holds config.json and a tokenizer. Prompts are
 never repeated, or the peer's prefix cache would answer.
