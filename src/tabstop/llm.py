@@ -20,6 +20,7 @@ from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupporte
 from tabstop.outputs import CompletionOutput, Logprob, RequestOutput, SamplingParams
 from tabstop.service import MAX_CHOICES, Service, make_service
 from tabstop.text.messages import make_conversation, read_messages
+from tabstop.text.reporting import ReportedToken
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.types import unpack_ids
 
@@ -178,18 +179,22 @@ class LLM:
         text = prompt.text if isinstance(prompt, TextPrompt) else None
         outputs = [_output(choice, params) for choice in best_choices(choices, call)]
         prompt_ids = unpack_ids(answer.submits[0].prompt_ids)
-        return RequestOutput(str(index), text, prompt_ids, outputs, num_cached_tokens=answer.usage.num_cached_tokens)
+        output = RequestOutput(str(index), text, prompt_ids, outputs, num_cached_tokens=answer.usage.num_cached_tokens)
+        if (reported := choices[0].prompt) is not None:
+            output.prompt_logprobs = [None, *map(_entries, reported.tokens)]
+        return output
 
 
 def _output(choice: TextDelta, params: SamplingParams) -> CompletionOutput:
     output = CompletionOutput(choice.index, choice.text, choice.token_ids, choice.finish, choice.stop_reason)
     if params.logprobs is not None:
-        output.logprobs = [
-            {one.token_id: Logprob(one.logprob, one.rank, one.text) for one in (*token.top, token.chosen)}
-            for token in choice.logprobs
-        ]
+        output.logprobs = list(map(_entries, choice.logprobs))
         output.cumulative_logprob = sum(token.chosen.logprob for token in choice.logprobs)
     return output
+
+
+def _entries(token: ReportedToken) -> dict[int, Logprob]:
+    return {one.token_id: Logprob(one.logprob, one.rank, one.text) for one in (*token.top, token.chosen)}
 
 
 def _call(prompt: Prompt, params: SamplingParams) -> Call:
@@ -215,6 +220,7 @@ def _call(prompt: Prompt, params: SamplingParams) -> Call:
         allowed_token_ids=None if params.allowed_token_ids is None else tuple(params.allowed_token_ids),
         bad_words=tuple(params.bad_words),
         num_logprobs=params.logprobs,
+        num_prompt_logprobs=params.prompt_logprobs,
         show_control=not params.skip_special_tokens,
         keep_stop_string=params.include_stop_str_in_output,
         truncate_prompt=None if params.truncate_prompt_tokens is None else max(0, params.truncate_prompt_tokens),

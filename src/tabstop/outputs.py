@@ -13,7 +13,6 @@ NEUTRAL: dict[str, Any] = {
     "use_beam_search": False,
     "length_penalty": 1.0,
     "early_stopping": False,
-    "prompt_logprobs": None,
     "detokenize": True,
     "spaces_between_special_tokens": True,
     "logits_processors": None,
@@ -31,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "allowed_token_ids": None,
     "bad_words": None,
     "logprobs": None,
+    "prompt_logprobs": None,
     "skip_special_tokens": True,
     "include_stop_str_in_output": False,
     "truncate_prompt_tokens": None,
@@ -62,6 +62,7 @@ class SamplingParams:
     allowed_token_ids: list[int] | None
     bad_words: list[str]
     logprobs: int | None  # so many likeliest tokens beside each token, 0 to 20
+    prompt_logprobs: int | None  # the same of the prompt's tokens; it is then computed anew, whatever is cached
     skip_special_tokens: bool
     include_stop_str_in_output: bool
     truncate_prompt_tokens: int | None  # -1: to what fits
@@ -125,9 +126,8 @@ class SamplingParams:
             ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number over 0 and at most 1"),
             ("top_k", _is_whole(self.top_k, -1), "-1 (all) or a greater whole number"),
             ("seed", self.seed is None or _is_whole(self.seed, -math.inf), "None or a whole number"),
-            ("max_tokens", self.max_tokens is None or _is_whole(self.max_tokens, 0), "None or a whole number from 0"),
             ("min_tokens", _is_whole(self.min_tokens, 0), "a whole number of at least 0"),
-            ("logprobs", self.logprobs is None or _is_whole(self.logprobs, 0), "None or a whole number from 0"),
+            *((name, _is_count(getattr(self, name)), "None or a whole number from 0") for name in COUNTS),
             ("truncate_prompt_tokens", _is_truncation(self.truncate_prompt_tokens), "None, -1 or over 0"),
             *((name, _is_number(getattr(self, name)), "a number") for name in some),
             *((name, isinstance(getattr(self, name), bool), "True or False") for name in FLAGS),
@@ -137,6 +137,13 @@ class SamplingParams:
 
 
 FLAGS = ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output")
+
+
+COUNTS = ("logprobs", "prompt_logprobs", "max_tokens")
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or _is_whole(value, 0)
 
 
 def _is_truncation(value: Any) -> bool:
@@ -199,4 +206,5 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool = True
     num_cached_tokens: int = 0
-    prompt_logprobs: None = None
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    """None for the first token, of which nothing is known; then as CompletionOutput.logprobs. Only where asked for."""

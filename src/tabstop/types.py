@@ -156,8 +156,8 @@ class Delta(msgspec.Struct, tag=False, omit_defaults=True):
     failure: EngineFailure | None = None
     logprobs: list[TokenLogprobs] = []  # one for each of token_ids, if they were asked for
     prompt_logprobs: list[TokenLogprobs] = []
-    """Of the prompt's next tokens, from its second on; of the first nothing is known. Over a request's Deltas each token
-    comes once, in order, and before any sample's first token, on whichever sample computed it."""
+    """Of the prompt's next tokens, from its second on; of the first nothing is known. In a request's Deltas each comes
+    once, in order, before any sample's first token, with whichever sample computed it."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):

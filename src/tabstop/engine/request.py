@@ -113,7 +113,9 @@ class Request:
         if num_top is None:
             return None
         first, last = max(start, self.progress.num_reported - 1), min(end, self.num_prompt_tokens - 1)
-        return PromptReport(first - start, self.tokens[first + 1 : last + 1].tolist(), num_top) if first < last else None
+        return (
+            PromptReport(first - start, self.tokens[first + 1 : last + 1].tolist(), num_top) if first < last else None
+        )
 
     def take_report(self, row: Row, logprobs: list[TokenLogprobs]) -> list[TokenLogprobs]:
         """Of what a row says of the prompt, what nobody has said yet."""

@@ -34,9 +34,7 @@ class Reported:
         return found
 
 
-def report(
-    logits_of: Callable[[Tensor], Tensor], places: Tensor, tokens: Tensor, most: int
-) -> tuple[Tensor, Tensor]:
+def report(logits_of: Callable[[Tensor], Tensor], places: Tensor, tokens: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """`floats` and `ids` of Reported. int64 places [M], tokens [M]; `logits_of`: places [n] → float32 [n, vocab]."""
     slices = (torch.split(each, ROWS_AT_ONCE) for each in (places, tokens))
     parts = [_report(logits_of(some), their_tokens, most) for some, their_tokens in zip(*slices, strict=True)]
