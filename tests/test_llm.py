@@ -89,6 +89,29 @@ def test_log_probabilities_in_vllms_shape(llm):
     assert silent.outputs[0].logprobs is silent.outputs[0].cumulative_logprob is None
 
 
+def test_log_probabilities_of_prompts_in_vllms_shape(llm):
+    plain, reported = (SamplingParams(n=2, max_tokens=4, seed=1, prompt_logprobs=count) for count in (None, 2))
+    prompts = ["def f(x):", [5], "import os, sys"]
+    silent = llm.generate(prompts, plain, use_tqdm=False)
+    outputs = llm.generate(prompts, [reported] * 3, use_tqdm=False)
+    for output, other in zip(outputs, silent, strict=True):
+        assert other.prompt_logprobs is None and output.num_cached_tokens == 0
+        assert [each.text for each in output.outputs] == [each.text for each in other.outputs]
+        first, *others = output.prompt_logprobs
+        assert first is None and len(others) == len(output.prompt_token_ids) - 1
+        for token_id, entries in zip(output.prompt_token_ids[1:], others, strict=True):
+            assert token_id in entries and 2 <= len(entries) <= 3
+            assert [entry.rank for entry in entries.values()][:2] == [1, 2]
+    again = llm.generate(prompts, SamplingParams(max_tokens=0, prompt_logprobs=0), use_tqdm=False)
+    for output, other in zip(again, outputs, strict=True):
+        assert output.outputs[0].token_ids == [] and output.outputs[0].finish_reason == "length"
+        for entries, token_id, more in zip(
+            output.prompt_logprobs[1:], output.prompt_token_ids[1:], other.prompt_logprobs[1:], strict=False
+        ):
+            assert entries.keys() == {token_id}
+            assert entries[token_id].logprob == pytest.approx(more[token_id].logprob, abs=0.2)  # other rounding
+
+
 def test_the_best_of_some_samples_is_the_likeliest(llm):
     shared = {"temperature": 1.0, "seed": 7, "max_tokens": 10, "ignore_eos": True}
     [every] = llm.generate("import os", SamplingParams(n=6, logprobs=0, **shared), use_tqdm=False)
@@ -132,6 +155,7 @@ def test_bad_input_says_what_is_allowed(llm):
         {"min_p": "x"},
         {"best_of": 0},
         {"logprobs": -1},
+        {"prompt_logprobs": -1},
         {"logit_bias": {"x": 1}},
         {"logit_bias": {1: None}},
         {"allowed_token_ids": [-1]},
@@ -141,7 +165,7 @@ def test_bad_input_says_what_is_allowed(llm):
     ):
         with pytest.raises(InputError, match=next(iter(wrong))):
             SamplingParams(**wrong)
-    for wrong in ({"repetition_penalty": 0}, {"logprobs": 21}, {"logit_bias": {10**6: 1}}, {"bad_words": ["y" * 70]}):
+    for wrong in ({"prompt_logprobs": 21}, {"repetition_penalty": 0}, {"logprobs": 21}, {"logit_bias": {10**6: 1}}, {"bad_words": ["y" * 70]}):
         with pytest.raises(InputError, match=next(iter(wrong)).replace("bad_words", "bad word")):
             llm.generate("x", SamplingParams(**wrong), use_tqdm=False)
     with pytest.raises(InputError, match="no parameter 'max_token'"):
