@@ -85,7 +85,9 @@ def main() -> None:
         lengths = [len(oracle.tok_encode(request.args[1])) for request in requests]
         ways = (("one at a time", {}), ("batches of 8", {"batch_size": 8}), ("4 at once", {"num_concurrent": 4}))
         results = [(name, client(arguments.url, folder, **more).loglikelihood(requests)) for name, more in ways]
-    print(f"{len(requests)} requests, {sum(lengths)} scored tokens, sums {min(expected)[0]:.1f} to {max(expected)[0]:.1f}")
+    print(
+        f"{len(requests)} requests, {sum(lengths)} scored tokens, sums {min(expected)[0]:.1f} to {max(expected)[0]:.1f}"
+    )
     for name, found in results:
         report(name, found, expected, lengths)
 

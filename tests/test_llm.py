@@ -132,7 +132,10 @@ def test_parameters_shape_the_draws(llm):
 
     plain = ids()
     assert set(ids(allowed_token_ids=[40, 41])) <= {40, 41}
-    assert plain[0] not in ids(logit_bias={plain[0]: -100}) and ids(logit_bias={"50": 100}) == [50] * 12
+    assert plain[0] not in ids(logit_bias={plain[0]: False}) and plain[0] not in ids(logit_bias={plain[0]: -100})
+    windowed = ids(presence_penalty=100, penalty_window=2)
+    assert all(len(set(windowed[at : at + 3])) == 3 for at in range(10))
+    assert ids(logit_bias={"50": 100}) == [50] * 12
     assert len(set(ids(presence_penalty=2, frequency_penalty=2, repetition_penalty=50))) == 12
     assert ids(min_p=1.0, temperature=3.0) == ids(typical_p=1.0, top_k=1, temperature=3.0) == plain
     encode, decode = llm.get_tokenizer().encode, llm.get_tokenizer().decode
@@ -144,6 +147,24 @@ def test_parameters_shape_the_draws(llm):
     assert plain[1] not in ids(stop_token_ids=[plain[1]], min_tokens=6)[:6]
     [cut] = llm.generate("def f(x):", SamplingParams(max_tokens=1, truncate_prompt_tokens=3), use_tqdm=False)
     assert len(cut.prompt_token_ids) == 3
+
+
+@pytest.mark.parametrize("given", [{"use_beam_search": True}, {"use_beam_search": True, "best_of": 4}])
+def test_beams_are_refused(given):
+    with pytest.raises(NotSupportedError, match=r"beam search is not supported.*n or best_of") as caught:
+        SamplingParams(**given)
+    assert caught.value.param == "use_beam_search"
+
+
+@pytest.mark.parametrize("name", ["length_penalty", "early_stopping"])
+def test_what_only_beams_use_is_refused(name):
+    with pytest.raises(NotSupportedError, match=name):
+        SamplingParams(**{name: 0.5})
+
+
+def test_beam_search_of_vllm_is_refused_clearly(llm):
+    with pytest.raises(NotSupportedError, match=r"beam search is not supported.*n or best_of"):
+        llm.beam_search([{"prompt": "x"}], {"beam_width": 4, "max_tokens": 5})
 
 
 def test_bad_input_says_what_is_allowed(llm):
@@ -158,6 +179,8 @@ def test_bad_input_says_what_is_allowed(llm):
         {"prompt_logprobs": -1},
         {"logit_bias": {"x": 1}},
         {"logit_bias": {1: None}},
+        {"logit_bias": {1: True}},
+        {"penalty_window": -1},
         {"allowed_token_ids": [-1]},
         {"bad_words": "x"},
         {"skip_special_tokens": 1},
@@ -165,8 +188,17 @@ def test_bad_input_says_what_is_allowed(llm):
     ):
         with pytest.raises(InputError, match=next(iter(wrong))):
             SamplingParams(**wrong)
-    for wrong in ({"prompt_logprobs": 21}, {"repetition_penalty": 0}, {"logprobs": 21}, {"logit_bias": {10**6: 1}}, {"bad_words": ["y" * 70]}):
+    for wrong in (
+        {"prompt_logprobs": 21},
+        {"repetition_penalty": 0},
+        {"logprobs": 21},
+        {"logit_bias": {10**6: 1}},
+        {"bad_words": ["y" * 70]},
+    ):
         with pytest.raises(InputError, match=next(iter(wrong)).replace("bad_words", "bad word")):
+            llm.generate("x", SamplingParams(**wrong), use_tqdm=False)
+    for wrong in ({"top_k": 2**70}, {"penalty_window": 2**31}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
             llm.generate("x", SamplingParams(**wrong), use_tqdm=False)
     with pytest.raises(InputError, match="no parameter 'max_token'"):
         SamplingParams(max_token=3)
@@ -206,6 +238,27 @@ def test_prompts_come_from_any_iterable_and_nothing_else(llm):
     for wrong in (5, {"n": 2}, ["x"]):
         with pytest.raises(InputError, match="sampling_params must be"):
             llm.generate("a", wrong, use_tqdm=False)
+
+
+def test_many_prompts_keep_the_batch_full_and_the_queue_short(tmp_path):
+    """Counted in steps and open requests; benchmarks/offline_many.py measures memory, too."""
+    llm = LLM(model=str(tiny_llama(tmp_path)), num_threads=1, max_num_seqs=8, max_model_len=64)
+    core = llm._client.core
+    step, opened = core.step, []
+
+    def counting(pending, now):
+        opened.append(core.num_requests)
+        return step(pending, now)
+
+    core.step = counting
+    params = [SamplingParams(max_tokens=4 + n % 9, ignore_eos=True, seed=n) for n in range(1000)]
+    outputs = llm.generate((f"x{n} = " for n in range(1000)), params, use_tqdm=False)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [each.max_tokens for each in params]
+    stats = llm._client.stats
+    assert max(opened) <= 2 * 8, "prompts wait outside of the engine"
+    assert stats.num_generation_tokens / stats.num_steps > 0.75 * 8
+    assert not core.num_requests and not llm._client._streams and not llm._service.answers
+    llm.close()
 
 
 def test_as_many_samples_as_a_benchmark_wants(llm):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from rich.progress import Progress
 
@@ -17,7 +17,7 @@ from tabstop.engine import garbage
 from tabstop.engine.build import build_core
 from tabstop.engine.inproc import InprocClient
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
-from tabstop.outputs import CompletionOutput, Logprob, RequestOutput, SamplingParams
+from tabstop.outputs import NO_BEAMS, CompletionOutput, Logprob, RequestOutput, SamplingParams
 from tabstop.service import MAX_CHOICES, Service, make_service
 from tabstop.text.messages import make_conversation, read_messages
 from tabstop.text.reporting import ReportedToken
@@ -110,6 +110,10 @@ class LLM:
                 yield "".join(delta.text for delta in deltas)
         finally:
             self._wait(answer.close())
+
+    def beam_search(self, *_: Any, **__: Any) -> NoReturn:
+        """vLLM's name, so that its users hear it: raises NotSupportedError."""
+        raise NotSupportedError(NO_BEAMS)
 
     def get_tokenizer(self) -> Tokenizer:
         return self._service.models[0].text.tokenizer
@@ -216,7 +220,9 @@ def _call(prompt: Prompt, params: SamplingParams) -> Call:
         repetition_penalty=params.repetition_penalty,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
-        logit_bias=tuple(params.logit_bias.items()),
+        penalty_window=params.penalty_window,
+        logit_bias=tuple((token_id, bias) for token_id, bias in params.logit_bias.items() if bias is not False),
+        banned_ids=tuple(token_id for token_id, bias in params.logit_bias.items() if bias is False),
         allowed_token_ids=None if params.allowed_token_ids is None else tuple(params.allowed_token_ids),
         bad_words=tuple(params.bad_words),
         num_logprobs=params.logprobs,

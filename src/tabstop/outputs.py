@@ -19,6 +19,8 @@ NEUTRAL: dict[str, Any] = {
 }
 """Parameters of vLLM that are accepted at the value that changes nothing, and refused otherwise."""
 
+NO_BEAMS = "beam search is not supported (n or best_of give several samples, best_of the likeliest of them)"
+
 DEFAULTS: dict[str, Any] = {
     "best_of": None,
     "min_p": 0.0,
@@ -26,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
+    "penalty_window": 0,
     "logit_bias": None,
     "allowed_token_ids": None,
     "bad_words": None,
@@ -58,7 +61,8 @@ class SamplingParams:
     repetition_penalty: float  # over prompt and output
     presence_penalty: float  # these two over the output
     frequency_penalty: float
-    logit_bias: dict[int, float]
+    penalty_window: int  # over 0: all penalties look at so many last tokens, prompt or output
+    logit_bias: dict[int, float]  # False bans a token
     allowed_token_ids: list[int] | None
     bad_words: list[str]
     logprobs: int | None  # so many likeliest tokens beside each token, 0 to 20
@@ -95,7 +99,8 @@ class SamplingParams:
             elif name not in NEUTRAL:
                 raise InputError(f"SamplingParams has no parameter {name!r}", param=name)
             elif value != NEUTRAL[name] and value is not None:
-                raise NotSupportedError(f"{name} is not supported yet; leave it at {NEUTRAL[name]!r}", param=name)
+                why = NO_BEAMS if name == "use_beam_search" else f"{name} is not supported"
+                raise NotSupportedError(f"{why}; leave {name} at {NEUTRAL[name]!r}", param=name)
         self._read_lists()
         self._check()
 
@@ -106,8 +111,8 @@ class SamplingParams:
             ids = _list_of("allowed_token_ids", self.allowed_token_ids, _is_token_id, "a list of token ids")
             self.allowed_token_ids = ids
         biases: Any = self.logit_bias or {}
-        if not isinstance(biases, dict) or not all(_is_number(bias) for bias in biases.values()):
-            raise InputError("logit_bias must be {token id: number}", param="logit_bias")
+        if not isinstance(biases, dict) or not all(_is_number(bias) or bias is False for bias in biases.values()):
+            raise InputError("logit_bias must be {token id: number, or False to ban it}", param="logit_bias")
         keys = [int(key) if isinstance(key, str) and key.isdecimal() else key for key in biases]
         ids = _list_of("logit_bias", keys, _is_token_id, "{token id: number}")
         self.logit_bias = dict(zip(ids, biases.values(), strict=True))
@@ -128,6 +133,7 @@ class SamplingParams:
             ("seed", self.seed is None or _is_whole(self.seed, -math.inf), "None or a whole number"),
             ("min_tokens", _is_whole(self.min_tokens, 0), "a whole number of at least 0"),
             *((name, _is_count(getattr(self, name)), "None or a whole number from 0") for name in COUNTS),
+            ("penalty_window", _is_whole(self.penalty_window, 0), "a whole number of at least 0"),
             ("truncate_prompt_tokens", _is_truncation(self.truncate_prompt_tokens), "None, -1 or over 0"),
             *((name, _is_number(getattr(self, name)), "a number") for name in some),
             *((name, isinstance(getattr(self, name), bool), "True or False") for name in FLAGS),

@@ -18,6 +18,8 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "repetition_penalty": (0.01, 100),
     "presence_penalty": (-100, 100),
     "frequency_penalty": (-100, 100),
+    "top_k": (0, 2**31 - 1),
+    "penalty_window": (0, 2**31 - 1),
 }
 """Least and most of each."""
 
