@@ -208,6 +208,20 @@ def test_other_samples_take_over_when_the_first_is_aborted(overlap):
         assert driver.tokens[key, sample] == expected_output(prompt, 5, sampling, sample)
 
 
+def test_samples_that_compute_a_prompt_side_by_side_say_it_once():
+    core = make_core(num_blocks=128, max_num_batched_tokens=110)
+    driver, prompt = Driver(core), [(n * n + 3) % 97 for n in range(50)]
+    driver.add(list(range(90)), 20)
+    sampling = Sampling(temperature=1, seed=3, num_prompt_logprobs=1)
+    key = driver.add(prompt, 5, sampling=sampling, num_samples=3)
+    driver.step()
+    core.abort(Abort(key, (0,)))
+    driver.run()
+    reports = [row.report for plan in core.workers.plans for row in plan.rows if row.report]
+    assert sum(len(report.next_ids) for report in reports) > len(prompt), "both computed what neither had reported"
+    assert driver.prompts[key] == expected_prompt(prompt, 1)
+
+
 def test_a_preempted_prompt_says_nothing_twice():
     core = make_core(num_blocks=16, block_size=4, max_num_batched_tokens=8, max_num_seqs=4, max_model_len=64)
     driver = Driver(core)
