@@ -1,7 +1,7 @@
 """What lm-evaluation-harness 0.4.13 sends as `local-completions`, and how it reads the answers.
 
-Form of its requests and how it adds up: lm_eval/models/openai_completions.py. The package itself is too heavy for CI and
-is run by hand (benchmarks/lm_eval_agreement.py).
+Form of its requests and how it adds up: lm_eval/models/openai_completions.py. The package is too heavy for CI; it is
+run by hand (benchmarks/lm_eval_agreement.py).
 """
 
 from __future__ import annotations
