@@ -89,6 +89,29 @@ def test_log_probabilities_in_vllms_shape(llm):
     assert silent.outputs[0].logprobs is silent.outputs[0].cumulative_logprob is None
 
 
+def test_log_probabilities_of_prompts_in_vllms_shape(llm):
+    plain, reported = (SamplingParams(n=2, max_tokens=4, seed=1, prompt_logprobs=count) for count in (None, 2))
+    prompts = ["def f(x):", [5], "import os, sys"]
+    silent = llm.generate(prompts, plain, use_tqdm=False)
+    outputs = llm.generate(prompts, [reported] * 3, use_tqdm=False)
+    for output, other in zip(outputs, silent, strict=True):
+        assert other.prompt_logprobs is None and output.num_cached_tokens == 0
+        assert [each.text for each in output.outputs] == [each.text for each in other.outputs]
+        first, *others = output.prompt_logprobs
+        assert first is None and len(others) == len(output.prompt_token_ids) - 1
+        for token_id, entries in zip(output.prompt_token_ids[1:], others, strict=True):
+            assert token_id in entries and 2 <= len(entries) <= 3
+            assert [entry.rank for entry in entries.values()][:2] == [1, 2]
+    again = llm.generate(prompts, SamplingParams(max_tokens=0, prompt_logprobs=0), use_tqdm=False)
+    for output, other in zip(again, outputs, strict=True):
+        assert output.outputs[0].token_ids == [] and output.outputs[0].finish_reason == "length"
+        for entries, token_id, more in zip(
+            output.prompt_logprobs[1:], output.prompt_token_ids[1:], other.prompt_logprobs[1:], strict=False
+        ):
+            assert entries.keys() == {token_id}
+            assert entries[token_id].logprob == pytest.approx(more[token_id].logprob, abs=0.2)  # other rounding
+
+
 def test_the_best_of_some_samples_is_the_likeliest(llm):
     shared = {"temperature": 1.0, "seed": 7, "max_tokens": 10, "ignore_eos": True}
     [every] = llm.generate("import os", SamplingParams(n=6, logprobs=0, **shared), use_tqdm=False)
@@ -109,7 +132,10 @@ def test_parameters_shape_the_draws(llm):
 
     plain = ids()
     assert set(ids(allowed_token_ids=[40, 41])) <= {40, 41}
-    assert plain[0] not in ids(logit_bias={plain[0]: -100}) and ids(logit_bias={"50": 100}) == [50] * 12
+    assert plain[0] not in ids(logit_bias={plain[0]: False}) and plain[0] not in ids(logit_bias={plain[0]: -100})
+    windowed = ids(presence_penalty=100, penalty_window=2)
+    assert all(len(set(windowed[at : at + 3])) == 3 for at in range(10))
+    assert ids(logit_bias={"50": 100}) == [50] * 12
     assert len(set(ids(presence_penalty=2, frequency_penalty=2, repetition_penalty=50))) == 12
     assert ids(min_p=1.0, temperature=3.0) == ids(typical_p=1.0, top_k=1, temperature=3.0) == plain
     encode, decode = llm.get_tokenizer().encode, llm.get_tokenizer().decode
@@ -123,6 +149,24 @@ def test_parameters_shape_the_draws(llm):
     assert len(cut.prompt_token_ids) == 3
 
 
+@pytest.mark.parametrize("given", [{"use_beam_search": True}, {"use_beam_search": True, "best_of": 4}])
+def test_beams_are_refused(given):
+    with pytest.raises(NotSupportedError, match=r"beam search is not supported.*n or best_of") as caught:
+        SamplingParams(**given)
+    assert caught.value.param == "use_beam_search"
+
+
+@pytest.mark.parametrize("name", ["length_penalty", "early_stopping"])
+def test_what_only_beams_use_is_refused(name):
+    with pytest.raises(NotSupportedError, match=name):
+        SamplingParams(**{name: 0.5})
+
+
+def test_beam_search_of_vllm_is_refused_clearly(llm):
+    with pytest.raises(NotSupportedError, match=r"beam search is not supported.*n or best_of"):
+        llm.beam_search([{"prompt": "x"}], {"beam_width": 4, "max_tokens": 5})
+
+
 def test_bad_input_says_what_is_allowed(llm):
     with pytest.raises(InputError, match="temperature is -1"):
         SamplingParams(temperature=-1)
@@ -132,8 +176,11 @@ def test_bad_input_says_what_is_allowed(llm):
         {"min_p": "x"},
         {"best_of": 0},
         {"logprobs": -1},
+        {"prompt_logprobs": -1},
         {"logit_bias": {"x": 1}},
         {"logit_bias": {1: None}},
+        {"logit_bias": {1: True}},
+        {"penalty_window": -1},
         {"allowed_token_ids": [-1]},
         {"bad_words": "x"},
         {"skip_special_tokens": 1},
@@ -141,8 +188,17 @@ def test_bad_input_says_what_is_allowed(llm):
     ):
         with pytest.raises(InputError, match=next(iter(wrong))):
             SamplingParams(**wrong)
-    for wrong in ({"repetition_penalty": 0}, {"logprobs": 21}, {"logit_bias": {10**6: 1}}, {"bad_words": ["y" * 70]}):
+    for wrong in (
+        {"prompt_logprobs": 21},
+        {"repetition_penalty": 0},
+        {"logprobs": 21},
+        {"logit_bias": {10**6: 1}},
+        {"bad_words": ["y" * 70]},
+    ):
         with pytest.raises(InputError, match=next(iter(wrong)).replace("bad_words", "bad word")):
+            llm.generate("x", SamplingParams(**wrong), use_tqdm=False)
+    for wrong in ({"top_k": 2**70}, {"penalty_window": 2**31}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
             llm.generate("x", SamplingParams(**wrong), use_tqdm=False)
     with pytest.raises(InputError, match="no parameter 'max_token'"):
         SamplingParams(max_token=3)
@@ -182,6 +238,27 @@ def test_prompts_come_from_any_iterable_and_nothing_else(llm):
     for wrong in (5, {"n": 2}, ["x"]):
         with pytest.raises(InputError, match="sampling_params must be"):
             llm.generate("a", wrong, use_tqdm=False)
+
+
+def test_many_prompts_keep_the_batch_full_and_the_queue_short(tmp_path):
+    """Counted in steps and open requests; benchmarks/offline_many.py measures memory, too."""
+    llm = LLM(model=str(tiny_llama(tmp_path)), num_threads=1, max_num_seqs=8, max_model_len=64)
+    core = llm._client.core
+    step, opened = core.step, []
+
+    def counting(pending, now):
+        opened.append(core.num_requests)
+        return step(pending, now)
+
+    core.step = counting
+    params = [SamplingParams(max_tokens=4 + n % 9, ignore_eos=True, seed=n) for n in range(1000)]
+    outputs = llm.generate((f"x{n} = " for n in range(1000)), params, use_tqdm=False)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [each.max_tokens for each in params]
+    stats = llm._client.stats
+    assert max(opened) <= 2 * 8, "prompts wait outside of the engine"
+    assert stats.num_generation_tokens / stats.num_steps > 0.75 * 8
+    assert not core.num_requests and not llm._client._streams and not llm._service.answers
+    llm.close()
 
 
 def test_as_many_samples_as_a_benchmark_wants(llm):

@@ -171,6 +171,18 @@ async def test_prompts_are_cut_to_their_last_tokens_on_request(checkpoint) -> No
     assert ids[0] == TINY.encode("<|im_start|>")[0], "a BOS stays in front"
 
 
+async def test_nothing_of_a_reported_prompt_is_taken_back(checkpoint) -> None:
+    engine = engine_saying("int(1)")
+    service = service_over(checkpoint, engine, token_healing="on")
+    for options in ({}, {"num_prompt_logprobs": 1}, {"echo": True, "num_logprobs": 0}):
+        (choice,) = await collect(await service.start(call("x = pr", **options)))
+        ids = unpack_ids(engine.submitted[-1].prompt_ids)
+        assert (ids == TINY.encode("x = pr")) == (choice.prompt is not None) == bool(options)
+        if choice.prompt is not None:
+            assert choice.prompt.opening == TINY.spelled(ids[0])
+            assert [token.chosen.token_id for token in choice.prompt.tokens] == ids[1:]
+
+
 async def test_bad_words_become_every_run_that_spells_them(checkpoint) -> None:
     engine = engine_saying("a")
     service = service_over(checkpoint, engine)

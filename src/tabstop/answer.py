@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tabstop.call import Call, Summary, TextDelta, Usage
@@ -18,10 +18,10 @@ from tabstop.engine.client import EngineClient
 from tabstop.errors import DeadlineError, InternalError, TabstopError, UnavailableError, from_code
 from tabstop.text.detokenizer import Detokenizer, StopStrings
 from tabstop.text.fim import FillReport
-from tabstop.text.reporting import Reporter
+from tabstop.text.reporting import ReportedPrompt, Reporter, report_prompt
 from tabstop.text.shaping import Shape, Shaper
 from tabstop.text.tokenizer import Tokenizer
-from tabstop.types import Delta, FinishReason, Submit
+from tabstop.types import Delta, FinishReason, Submit, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,14 @@ class _Request:
     prompt: EncodedPrompt
     max_tokens: int | None  # where the engine was given more, for those that are skipped
     num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # so far
+    report: ReportedPrompt | None = None  # of them, once they are there
+
+    def make_report(self, tokenizer: Tokenizer) -> None:
+        """Of the whole prompt; nothing where a deadline came first."""
+        ids, given = self.prompt.ids, self.prompt_logprobs
+        if self.submit.sampling.num_prompt_logprobs is not None and self.report is None and len(given) == len(ids) - 1:
+            self.report, self.prompt_logprobs = report_prompt(tokenizer, ids, given, self.prompt.echo), []
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +88,7 @@ class _Sample:
     last_time: float | None = None  # of its last tokens
     num_shown: int = 0  # tokens that are not skipped
     is_overlap: bool = False  # ended because it repeated the suffix
+    has_prompt: bool = False  # its prompt's log-probabilities went out
 
     def read(self, delta: Delta, index: int) -> TextDelta:
         """The text of an engine delta, cut at the first stop string, as it goes out."""
@@ -89,6 +98,7 @@ class _Sample:
         if self.shaper.is_done and text.finish is not FinishReason.STOP:
             text.finish, text.stop_reason = FinishReason.LENGTH, None
         text.text, self.echo = self.echo + text.text, ""
+        text.prompt, self.has_prompt = None if self.has_prompt else self.request.report, True
         logprobs = delta.logprobs[num_skipped : len(text.token_ids)]  # those of cut tokens are cut with them
         text.token_ids = text.token_ids[num_skipped:]
         if self.reporter is not None:
@@ -292,6 +302,10 @@ class Answer:
             return self.fail(UnavailableError("the engine ended the request; try again", retry_after=1))
         self.usage.num_cached_tokens += delta.num_cached_tokens - request.num_cached_tokens
         request.num_cached_tokens = delta.num_cached_tokens
+        request.prompt_logprobs += delta.prompt_logprobs
+        if not delta.token_ids and delta.finish is None:  # a part of the prompt
+            return None
+        request.make_report(self._tokenizer)
         text = sample.read(delta, index)
         if text.token_ids:
             self._measure(sample, len(text.token_ids))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
-from tabstop.text.reporting import ReportedToken
+from tabstop.text.reporting import ReportedPrompt, ReportedToken
 from tabstop.types import FinishReason, Priority
 
 
@@ -56,6 +56,9 @@ class Call:
     bad_words: tuple[str, ...] = ()  # no run of tokens that spells one of them
     banned_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None  # likeliest tokens beside each token's own log-probability; None: nothing of them
+    num_prompt_logprobs: int | None = (
+        None  # the same of the prompt; with `echo` and num_logprobs its text has them, too
+    )
     num_samples: int = 1
     num_best: int | None = None  # of a whole answer's samples of each prompt only so many, the likeliest (best_choices)
 
@@ -89,6 +92,12 @@ class Call:
         """As num_logprobs, of what the engine is asked: ranking needs them, too."""
         return 0 if self.num_logprobs is None and self.num_best is not None else self.num_logprobs
 
+    @property
+    def num_prompt_reported(self) -> int | None:
+        """As num_prompt_logprobs, of what the engine is asked."""
+        counts = [n for n in (self.num_prompt_logprobs, self.num_logprobs if self.echo else None) if n is not None]
+        return max(counts, default=None)
+
 
 @dataclass(slots=True)
 class TextDelta:
@@ -101,12 +110,14 @@ class TextDelta:
     stop_reason: str | int | None = None  # the stop string, or which of the call's stop_token_ids
     fill: FillReport | None = None  # of a hole, beside `finish`
     logprobs: list[ReportedToken] = field(default_factory=list)  # one for each of token_ids, if they were asked for
+    prompt: ReportedPrompt | None = None  # beside a choice's first text, if it was asked for
 
     def append(self, later: TextDelta) -> None:
         """Takes over a later delta of the same choice."""
         self.text += later.text
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
+        self.prompt = self.prompt or later.prompt
         self.finish, self.stop_reason, self.fill = later.finish, later.stop_reason, later.fill
 
 

@@ -34,7 +34,7 @@ class PromptPolicy:
     heals: str = "off"  # of HEALING
 
     def heals_prompt(self, prompt: Prompt, call: Call) -> bool:
-        if call.max_tokens == 0:  # nothing will come that could heal
+        if call.max_tokens == 0 or call.num_prompt_reported is not None:  # nothing heals, or all tokens are to be shown
             return False
         return (
             self.heals in (("on", "auto") if isinstance(prompt, Hole) else ("on",))
@@ -52,7 +52,7 @@ def _encode_one(prompt: Prompt, call: Call, text: ModelText, info: EngineInfo, p
     if isinstance(prompt, Hole):
         return _encode_hole(prompt, call, text, info, policy)
     foreign = None
-    if policy.transcodes and isinstance(prompt, TextPrompt):
+    if policy.transcodes and isinstance(prompt, TextPrompt) and call.num_prompt_reported is None:
         foreign = parse_foreign(prompt.text, lambda token: text.tokenizer.token_id(token) is not None)
     if foreign is None:
         encoded = _encode_prompt(prompt, call, text, info)
@@ -79,7 +79,8 @@ def make_sampling(call: Call, text: ModelText, vocab_size: int, seed: int) -> Sa
     for word in call.bad_words:
         banned += _runs_of(word, text.tokenizer)
     sampling = structs.replace(text.sampling, **given, seed=seed, banned=tuple(dict.fromkeys(banned)))
-    sampling = structs.replace(sampling, num_logprobs=call.num_reported)
+    counts = {"num_logprobs": call.num_reported, "num_prompt_logprobs": call.num_prompt_reported}
+    sampling = structs.replace(sampling, **counts)
     if call.allowed_token_ids == ():
         raise InputError("allowed_token_ids is empty; leave it out", param="allowed_token_ids")
     check_sampling(sampling, vocab_size)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from rich.progress import Progress
 
@@ -17,9 +17,10 @@ from tabstop.engine import garbage
 from tabstop.engine.build import build_core
 from tabstop.engine.inproc import InprocClient
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
-from tabstop.outputs import CompletionOutput, Logprob, RequestOutput, SamplingParams
+from tabstop.outputs import NO_BEAMS, CompletionOutput, Logprob, RequestOutput, SamplingParams
 from tabstop.service import MAX_CHOICES, Service, make_service
 from tabstop.text.messages import make_conversation, read_messages
+from tabstop.text.reporting import ReportedToken
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.types import unpack_ids
 
@@ -110,6 +111,10 @@ class LLM:
         finally:
             self._wait(answer.close())
 
+    def beam_search(self, *_: Any, **__: Any) -> NoReturn:
+        """vLLM's name, so that its users hear it: raises NotSupportedError."""
+        raise NotSupportedError(NO_BEAMS)
+
     def get_tokenizer(self) -> Tokenizer:
         return self._service.models[0].text.tokenizer
 
@@ -178,18 +183,22 @@ class LLM:
         text = prompt.text if isinstance(prompt, TextPrompt) else None
         outputs = [_output(choice, params) for choice in best_choices(choices, call)]
         prompt_ids = unpack_ids(answer.submits[0].prompt_ids)
-        return RequestOutput(str(index), text, prompt_ids, outputs, num_cached_tokens=answer.usage.num_cached_tokens)
+        output = RequestOutput(str(index), text, prompt_ids, outputs, num_cached_tokens=answer.usage.num_cached_tokens)
+        if (reported := choices[0].prompt) is not None:
+            output.prompt_logprobs = [None, *map(_entries, reported.tokens)]
+        return output
 
 
 def _output(choice: TextDelta, params: SamplingParams) -> CompletionOutput:
     output = CompletionOutput(choice.index, choice.text, choice.token_ids, choice.finish, choice.stop_reason)
     if params.logprobs is not None:
-        output.logprobs = [
-            {one.token_id: Logprob(one.logprob, one.rank, one.text) for one in (*token.top, token.chosen)}
-            for token in choice.logprobs
-        ]
+        output.logprobs = list(map(_entries, choice.logprobs))
         output.cumulative_logprob = sum(token.chosen.logprob for token in choice.logprobs)
     return output
+
+
+def _entries(token: ReportedToken) -> dict[int, Logprob]:
+    return {one.token_id: Logprob(one.logprob, one.rank, one.text) for one in (*token.top, token.chosen)}
 
 
 def _call(prompt: Prompt, params: SamplingParams) -> Call:
@@ -211,10 +220,13 @@ def _call(prompt: Prompt, params: SamplingParams) -> Call:
         repetition_penalty=params.repetition_penalty,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
-        logit_bias=tuple(params.logit_bias.items()),
+        penalty_window=params.penalty_window,
+        logit_bias=tuple((token_id, bias) for token_id, bias in params.logit_bias.items() if bias is not False),
+        banned_ids=tuple(token_id for token_id, bias in params.logit_bias.items() if bias is False),
         allowed_token_ids=None if params.allowed_token_ids is None else tuple(params.allowed_token_ids),
         bad_words=tuple(params.bad_words),
         num_logprobs=params.logprobs,
+        num_prompt_logprobs=params.prompt_logprobs,
         show_control=not params.skip_special_tokens,
         keep_stop_string=params.include_stop_str_in_output,
         truncate_prompt=None if params.truncate_prompt_tokens is None else max(0, params.truncate_prompt_tokens),

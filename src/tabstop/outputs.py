@@ -13,12 +13,13 @@ NEUTRAL: dict[str, Any] = {
     "use_beam_search": False,
     "length_penalty": 1.0,
     "early_stopping": False,
-    "prompt_logprobs": None,
     "detokenize": True,
     "spaces_between_special_tokens": True,
     "logits_processors": None,
 }
 """Parameters of vLLM that are accepted at the value that changes nothing, and refused otherwise."""
+
+NO_BEAMS = "beam search is not supported (n or best_of give several samples, best_of the likeliest of them)"
 
 DEFAULTS: dict[str, Any] = {
     "best_of": None,
@@ -27,10 +28,12 @@ DEFAULTS: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
+    "penalty_window": 0,
     "logit_bias": None,
     "allowed_token_ids": None,
     "bad_words": None,
     "logprobs": None,
+    "prompt_logprobs": None,
     "skip_special_tokens": True,
     "include_stop_str_in_output": False,
     "truncate_prompt_tokens": None,
@@ -58,10 +61,12 @@ class SamplingParams:
     repetition_penalty: float  # over prompt and output
     presence_penalty: float  # these two over the output
     frequency_penalty: float
-    logit_bias: dict[int, float]
+    penalty_window: int  # over 0: all penalties look at so many last tokens, prompt or output
+    logit_bias: dict[int, float]  # False bans a token
     allowed_token_ids: list[int] | None
     bad_words: list[str]
     logprobs: int | None  # so many likeliest tokens beside each token, 0 to 20
+    prompt_logprobs: int | None  # the same of the prompt's tokens; it is then computed anew, whatever is cached
     skip_special_tokens: bool
     include_stop_str_in_output: bool
     truncate_prompt_tokens: int | None  # -1: to what fits
@@ -94,7 +99,8 @@ class SamplingParams:
             elif name not in NEUTRAL:
                 raise InputError(f"SamplingParams has no parameter {name!r}", param=name)
             elif value != NEUTRAL[name] and value is not None:
-                raise NotSupportedError(f"{name} is not supported yet; leave it at {NEUTRAL[name]!r}", param=name)
+                why = NO_BEAMS if name == "use_beam_search" else f"{name} is not supported"
+                raise NotSupportedError(f"{why}; leave {name} at {NEUTRAL[name]!r}", param=name)
         self._read_lists()
         self._check()
 
@@ -105,8 +111,8 @@ class SamplingParams:
             ids = _list_of("allowed_token_ids", self.allowed_token_ids, _is_token_id, "a list of token ids")
             self.allowed_token_ids = ids
         biases: Any = self.logit_bias or {}
-        if not isinstance(biases, dict) or not all(_is_number(bias) for bias in biases.values()):
-            raise InputError("logit_bias must be {token id: number}", param="logit_bias")
+        if not isinstance(biases, dict) or not all(_is_number(bias) or bias is False for bias in biases.values()):
+            raise InputError("logit_bias must be {token id: number, or False to ban it}", param="logit_bias")
         keys = [int(key) if isinstance(key, str) and key.isdecimal() else key for key in biases]
         ids = _list_of("logit_bias", keys, _is_token_id, "{token id: number}")
         self.logit_bias = dict(zip(ids, biases.values(), strict=True))
@@ -125,9 +131,9 @@ class SamplingParams:
             ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number over 0 and at most 1"),
             ("top_k", _is_whole(self.top_k, -1), "-1 (all) or a greater whole number"),
             ("seed", self.seed is None or _is_whole(self.seed, -math.inf), "None or a whole number"),
-            ("max_tokens", self.max_tokens is None or _is_whole(self.max_tokens, 0), "None or a whole number from 0"),
             ("min_tokens", _is_whole(self.min_tokens, 0), "a whole number of at least 0"),
-            ("logprobs", self.logprobs is None or _is_whole(self.logprobs, 0), "None or a whole number from 0"),
+            *((name, _is_count(getattr(self, name)), "None or a whole number from 0") for name in COUNTS),
+            ("penalty_window", _is_whole(self.penalty_window, 0), "a whole number of at least 0"),
             ("truncate_prompt_tokens", _is_truncation(self.truncate_prompt_tokens), "None, -1 or over 0"),
             *((name, _is_number(getattr(self, name)), "a number") for name in some),
             *((name, isinstance(getattr(self, name), bool), "True or False") for name in FLAGS),
@@ -137,6 +143,13 @@ class SamplingParams:
 
 
 FLAGS = ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output")
+
+
+COUNTS = ("logprobs", "prompt_logprobs", "max_tokens")
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or _is_whole(value, 0)
 
 
 def _is_truncation(value: Any) -> bool:
@@ -199,4 +212,5 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool = True
     num_cached_tokens: int = 0
-    prompt_logprobs: None = None
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    """None for the first token, of which nothing is known; then as CompletionOutput.logprobs. Only where asked for."""

@@ -67,6 +67,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     allowed_token_ids: tuple[int, ...] = ()  # empty: all
     banned: tuple[tuple[int, ...], ...] = ()  # runs of ids that the output never has
     num_logprobs: int | None = None  # that many likeliest tokens are reported beside each drawn one; None: nothing is
+    num_prompt_logprobs: int | None = None  # the same of the prompt's tokens; such a request reads no cached blocks
 
     @property
     def looks_back(self) -> bool:
@@ -133,7 +134,9 @@ class EngineFailure(msgspec.Struct, frozen=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """What the model itself thought of a token: at temperature 1, before masks, biases and penalties."""
+    """What the model itself thought of a token, drawn or of the prompt: at temperature 1, before masks, biases and
+    penalties.
+    """
 
     logprob: float
     rank: int  # 1: the likeliest
@@ -152,6 +155,9 @@ class Delta(msgspec.Struct, tag=False, omit_defaults=True):
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache; on every Delta of the request
     failure: EngineFailure | None = None
     logprobs: list[TokenLogprobs] = []  # one for each of token_ids, if they were asked for
+    prompt_logprobs: list[TokenLogprobs] = []
+    """Of the prompt's next tokens, from its second on; of the first nothing is known. In a request's Deltas each comes
+    once, in order, before any sample's first token, with whichever sample computed it."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):

@@ -171,6 +171,14 @@ def test_foreign_layouts_are_transcoded(qwen: Editor, tmp_path: Path) -> None:
         assert editor.prompt == "<fim_prefix>a<fim_suffix>b<fim_middle>"
 
 
+def test_a_prompt_whose_tokens_are_shown_stays_as_it_is(qwen: Editor) -> None:
+    foreign = "<fim_prefix>a<fim_suffix>b<fim_middle>"
+    for options in ({"prompt_logprobs": 0}, {"echo": True, "logprobs": 0}):
+        qwen.say("x")
+        answer = qwen.post(prompt=foreign, max_tokens=9, **options)
+        assert qwen.prompt == foreign and "tabstop" not in answer
+
+
 def test_what_was_cut_is_reported(qwen: Editor) -> None:
     qwen.say("x")
     lines = "".join(f"line {n}\n" for n in range(900))

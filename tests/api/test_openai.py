@@ -122,7 +122,7 @@ def test_top_p_zero_is_greedy() -> None:
 
 REFUSED: dict[str, Any] = {
     "response_format": {"type": "json_object"}, "guided_json": {"a": 1},
-    "structured_outputs": {"json": {}}, "use_beam_search": True, "prompt_logprobs": 0, "grammar": "root ::= x",
+    "structured_outputs": {"json": {}}, "use_beam_search": True, "grammar": "root ::= x",
 }  # fmt: skip
 
 
@@ -160,6 +160,22 @@ def test_values_that_ask_for_nothing_are_fine() -> None:
     assert set(REFUSED) <= set(Refused.__struct_fields__)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"logprobs": 3}, None),
+        ({"echo": True}, None),
+        ({"echo": True, "logprobs": 0}, 0),
+        ({"prompt_logprobs": 0}, 0),
+        ({"prompt_logprobs": 2, "logprobs": 5}, 2),
+        ({"prompt_logprobs": 2, "echo": True, "logprobs": 5}, 5),
+        ({"prompt_logprobs": 5, "echo": True, "logprobs": 2}, 5),
+    ],
+)
+def test_a_prompt_is_reported_where_it_is_shown(given: dict[str, Any], expected: int | None) -> None:
+    assert completion(**given).num_prompt_reported == expected
+
+
 def test_what_changes_a_draw_reaches_the_call() -> None:
     call = completion(
         min_p=0.1, typical_p=0.9, repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=-1, logprobs=3,
@@ -184,7 +200,10 @@ def test_what_changes_a_draw_reaches_the_call() -> None:
         ("completion", {"logit_bias": {"1": True}}, "logit_bias"),
         ("completion", {"logprobs": True}, "logprobs"),
         ("completion", {"logprobs": 21}, "logprobs"),
-        ("completion", {"logprobs": 1, "echo": True}, "logprobs"),
+        ("completion", {"logprobs": 1, "echo": True, "suffix": "x"}, "logprobs"),
+        ("completion", {"prompt_logprobs": 21}, "prompt_logprobs"),
+        ("completion", {"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
+        ("chat", {"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ("completion", {"n": 3, "best_of": 2}, "best_of"),
         ("completion", {"best_of": 2, "stream": True}, "best_of"),
         ("completion", {"presence_penalty": 2.1}, "presence_penalty"),

@@ -17,6 +17,8 @@ class Driver:
         self.tokens = defaultdict(list)
         self.finish = {}
         self.deltas = {}
+        self.logprobs = defaultdict(list)
+        self.prompts = defaultdict(list)  # of each request, what was said of its prompt
 
     def add(self, prompt, max_tokens=8, *, sampling=GREEDY, num_samples=1, limits=None, **more):
         self.counter += 1
@@ -32,7 +34,12 @@ class Driver:
         for delta in deltas:
             key = (delta.request_id, delta.sample)
             assert key not in self.finish, "a delta after the terminal one"
+            if delta.prompt_logprobs:
+                samples = (other for other in self.tokens if other[0] == delta.request_id)
+                assert not any(self.tokens[other] for other in samples), "a token before the whole prompt"
+            self.prompts[delta.request_id] += delta.prompt_logprobs
             self.tokens[key] += delta.token_ids
+            self.logprobs[key] += delta.logprobs
             self.deltas[key] = delta
             if delta.finish:
                 self.finish[key] = delta.finish

@@ -16,7 +16,7 @@ from tabstop.engine.core import EngineCore
 from tabstop.engine.plan import PENDING, LateInputs, StepPlan, StepResult
 from tabstop.engine.scheduler import Scheduler
 from tabstop.sampling.random import _mix, uniform
-from tabstop.types import EngineInfo, Sampling
+from tabstop.types import EngineInfo, Sampling, TokenLogprobs
 
 VOCAB = 97
 
@@ -46,6 +46,18 @@ def expected_output(
         if tokens[-1] in stop_ids:
             break
     return tokens[len(prompt) :]
+
+
+def prompt_entry(context: np.ndarray, token_id: int, num_top: int) -> TokenLogprobs:
+    """What is "thought" of a token after the KV values of all tokens before it."""
+    with np.errstate(over="ignore"):
+        digest = int(_mix(np.array([context.sum(dtype=np.uint64)], np.uint64))[0] % np.uint64(10_007))
+    return TokenLogprobs(-float(digest), token_id, list(range(num_top)), [0.0] * num_top)
+
+
+def expected_prompt(prompt: list[int], num_top: int) -> list[TokenLogprobs]:
+    values = kv_value(np.array(prompt), np.arange(len(prompt)))
+    return [prompt_entry(values[:at], prompt[at], num_top) for at in range(1, len(prompt))]
 
 
 @dataclass
@@ -115,6 +127,16 @@ class SimulatedWorkers:
     def _context(self, row) -> np.ndarray:
         return self.memory[self.tables[row.slot]].reshape(-1)[: row.start + len(row.token_ids)].copy()
 
+    def _prompts(self, plan: StepPlan, contexts: list[np.ndarray]) -> dict[int, list[TokenLogprobs]]:
+        return {
+            index: [
+                prompt_entry(context[: row.start + at + 1], token_id, row.report.num_top)
+                for at, token_id in enumerate(row.report.next_ids, row.report.first)
+            ]
+            for index, (row, context) in enumerate(zip(plan.rows, contexts, strict=True))
+            if row.report
+        }
+
     def sample(self, plan: StepPlan, contexts: list[np.ndarray], late: LateInputs) -> StepResult:
         tokens = []
         for index, (row, context) in enumerate(zip(plan.rows, contexts, strict=True)):
@@ -128,7 +150,7 @@ class SimulatedWorkers:
                 token = int(allowed[np.searchsorted(allowed, token) % len(allowed)])
             self.last[row.slot] = token
             tokens.append([token])
-        return StepResult(tokens)
+        return StepResult(tokens, prompt_logprobs=self._prompts(plan, contexts))
 
     def close(self) -> None:
         pass

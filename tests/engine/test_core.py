@@ -20,7 +20,7 @@ from tabstop.types import (
     Stage,
 )
 from tests.engine.driver import GREEDY, Driver
-from tests.engine.simulated import VOCAB, expected_output, make_core
+from tests.engine.simulated import VOCAB, expected_output, expected_prompt, make_core
 
 ids = st.integers(0, VOCAB - 1)
 requests = st.fixed_dictionaries(
@@ -35,6 +35,7 @@ requests = st.fixed_dictionaries(
         "steps_before": st.integers(0, 5),
         "abort_after": st.one_of(st.none(), st.integers(0, 8)),
         "stops": st.sampled_from([(), ("eos",), ("newline",)]),
+        "num_prompt_logprobs": st.sampled_from([None, None, 0, 2]),
     }
 )
 COMMON = [(7 * n) % VOCAB for n in range(24)]
@@ -57,12 +58,13 @@ def test_any_schedule_gives_every_request_its_own_tokens(
     """batched = alone, chunked = whole, cached = cold, preempted = undisturbed, overlap on = off."""
     num_blocks = max(num_blocks, -(-60 // block_size))
     core = make_core(num_blocks, block_size, max_num_seqs, budget, 60, overlap, prefix_cache)
-    driver, expected, aborted = Driver(core), {}, {}
+    driver, expected, expected_prompts, aborted = Driver(core), {}, {}, {}
     for entry in script:
         for _ in range(entry["steps_before"]):
             driver.step()
         prompt = COMMON[: entry["shared"]] + entry["own"]
-        sampling = Sampling(temperature=entry["temperature"], seed=5)
+        num_top = entry["num_prompt_logprobs"]
+        sampling = Sampling(temperature=entry["temperature"], seed=5, num_prompt_logprobs=num_top)
         key = driver.add(
             prompt,
             sampling=sampling,
@@ -72,6 +74,7 @@ def test_any_schedule_gives_every_request_its_own_tokens(
             cache=CachePolicy(scope=entry["scope"]),
         )
         stops = frozenset(token for name in entry["stops"] for token in STOPS[name])
+        expected_prompts[key] = [] if num_top is None else expected_prompt(prompt, num_top)
         for sample in range(entry["num_samples"]):
             expected[key, sample] = expected_output(prompt, entry["max_tokens"], sampling, sample, stops)
         if entry["abort_after"] is not None:
@@ -85,6 +88,8 @@ def test_any_schedule_gives_every_request_its_own_tokens(
             assert aborted[key] and driver.tokens[key, sample] == tokens[: len(driver.tokens[key, sample])]
         else:
             assert driver.tokens[key, sample] == tokens
+    for key, entries in expected_prompts.items():
+        assert driver.prompts[key] == (entries[: len(driver.prompts[key])] if key in aborted else entries)
 
 
 def test_a_pool_of_64_blocks_at_four_times_its_demand_finishes_all():

@@ -86,6 +86,38 @@ def test_draws_that_look_back_are_the_cpus(folder, options):
     assert outputs(folder, samplings=LOOKING_BACK, **options) == outputs(folder, samplings=LOOKING_BACK, device="cpu")
 
 
+def reported_prompts(folder, **options) -> list[tuple[list[int], list[float], list[int]]]:
+    """Of PROMPTS, of which every second one is reported: (drawn tokens, log-probabilities, ranks and likeliest ids)."""
+    options = {"max_model_len": 256, "num_kv_blocks": 512, "dtype": "float32", "device": "cuda"} | options
+    core = build_core(EngineConfig(model=str(folder), max_num_seqs=16, **options))
+    driver = Driver(core)
+    wanted = [Sampling(temperature=0, num_prompt_logprobs=2), Sampling(temperature=0)]
+    keys = [driver.add(prompt, 24, sampling=wanted[n % 2], num_samples=2) for n, prompt in enumerate(PROMPTS)]
+    driver.run()
+    core.close()
+    return [
+        (
+            driver.tokens[key, 0] + driver.tokens[key, 1],
+            [value for entry in driver.prompts[key] for value in (entry.logprob, *entry.top_logprobs)],
+            [value for entry in driver.prompts[key] for value in (entry.rank, *entry.top_ids)],
+        )
+        for key in keys
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cuda_graphs": False}, {"overlap": "off"}, {"max_num_batched_tokens": 32}, {"num_kv_blocks": 40}],
+)
+def test_prompts_log_probabilities_are_the_cpus(folder, options):
+    """Steps with them take the eager path between graphs; the tokens of all rows stay."""
+    found, expected = reported_prompts(folder, **options), reported_prompts(folder, device="cpu")
+    for one, other in zip(found, expected, strict=True):
+        assert (one[0], one[2]) == (other[0], other[2])
+        assert one[1] == pytest.approx(other[1], abs=1e-3)
+    assert [len(each[1]) for each in found] == [3 * (len(p) - 1) * (n % 2 == 0) for n, p in enumerate(PROMPTS)]
+
+
 def test_no_step_waits_for_the_device():
     device, vocab = torch.device("cuda"), 5000
     history = array("I", range(10))

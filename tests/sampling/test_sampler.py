@@ -280,7 +280,7 @@ def test_logprobs_are_the_models_own():
     reported = sampler.report(logits, tokens, rows, places)
     found = reported.entries()
     assert list(found) == [1, 2, 3] and sampler.report(logits, tokens, rows[:1], places[:1]) is None
-    for row, entry in found.items():
+    for row, (entry,) in found.items():
         exact = logits[places[row]].double().log_softmax(-1).numpy()
         order = np.argsort(-exact, kind="stable")
         assert entry.logprob == pytest.approx(exact[4], abs=1e-6)

@@ -12,6 +12,7 @@ import sentencepiece
 
 from tabstop.checkpoint import open_checkpoint
 from tabstop.errors import CheckpointError, UnsupportedModelError
+from tabstop.text.reporting import places
 from tabstop.text.tokenizer import Tokenizer, load_tokenizer
 from tests import tiny
 from tests.text.broken import assert_incremental_equals_whole
@@ -62,6 +63,17 @@ def test_ids_are_the_package_s(model: bytes, legacy: bool, tmp_path: Path) -> No
         assert tokenizer.decode(ids) == oracle.decode(ids) == text
     assert tokenizer.vocab_size == oracle.vocab_size()
     assert (tokenizer.bos_id, tokenizer.add_bos) == (1, True)
+
+
+def test_places_of_tokens_add_up_to_the_text(model: bytes, tmp_path: Path) -> None:
+    """The blank that opens a text takes no room; neither does an added BOS, but a spelled one does."""
+    tokenizer = load(tmp_path, model, bos_token="<s>")
+    for text in [text for text in TEXTS if text.isascii()] + ["</s>a = 1", "a </s>b"]:
+        ids = tokenizer.encode(text, bos=True)
+        pairs = list(zip(ids, places(tokenizer, ids, text), strict=True))
+        assert pairs[0] == (1, 0) and pairs[1][1] == 0
+        for (_, start), (_, end), token_id in zip(pairs[1:], [*pairs[2:], (0, len(text))], ids[1:], strict=True):
+            assert text[start:end].strip() == tokenizer.spelled(token_id).decode().strip()
 
 
 def test_new_models_put_a_blank_before_the_very_first_word_only(tmp_path: Path) -> None:

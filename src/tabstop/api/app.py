@@ -30,6 +30,7 @@ from tabstop.api.llamacpp import (
     props,
     slots,
 )
+from tabstop.api.logprobs import PromptShown
 from tabstop.api.metrics import CONTENT_TYPE, Metrics
 from tabstop.api.mistral import FimFormat, fim_call
 from tabstop.api.openai import Caller, ChatFormat, CompletionFormat, chat_call, completion_call
@@ -165,7 +166,8 @@ class Endpoints:
     def _reply(self, body: Generation, call: Call, form: type[CompletionFormat | ChatFormat]) -> Response:
         model = self._service.shown_name(call.model)
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
-        written = form(model, len(call.prompts) * call.num_samples, wants_usage)
+        shown = PromptShown(call.num_logprobs if call.echo else None, call.num_prompt_logprobs)
+        written = form(model, len(call.prompts) * call.num_samples, wants_usage, shown)
         return Reply(self._service, call, written, stream=bool(body.stream))
 
     async def _read(self, request: Request, kind: type[Body]) -> Body:

@@ -13,6 +13,7 @@ import msgspec
 from tabstop.api.errors import error_object
 from tabstop.api.logprobs import llama_probabilities
 from tabstop.api.openai import Caller, conversation, fill_object, prompts_of, shared, surroundings
+from tabstop.api.sampling import refuse_prompt_logprobs
 from tabstop.api.schema import InfillBody, LlamaBody, LlamaCompletionBody, TemplateBody
 from tabstop.call import Call, TextDelta, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
@@ -47,6 +48,7 @@ def _generation(body: LlamaBody, caller: Caller) -> dict[str, Any]:
         raise InputError("n_cmpl shows all of its samples; leave best_of out", param="best_of")
     if body.logprobs or body.top_logprobs:
         raise NotSupportedError("`logprobs` is called `n_probs` here", param="logprobs")
+    refuse_prompt_logprobs(body)
     fields = shared(body, caller) | _penalties(body)
     if body.seed is not None and body.seed < 0:
         fields["seed"] = None

@@ -12,7 +12,7 @@ from tabstop.api.openai import (
     shared,
     surroundings,
 )
-from tabstop.api.sampling import chat_num_logprobs
+from tabstop.api.sampling import chat_num_logprobs, refuse_prompt_logprobs
 from tabstop.api.schema import MistralBody
 from tabstop.call import Call, TextDelta, Usage
 from tabstop.text.fim import Hole
@@ -20,6 +20,7 @@ from tabstop.text.fim import Hole
 
 def fim_call(body: MistralBody, caller: Caller) -> Call:
     """A hole even where the suffix is empty. Raises InputError or NotSupportedError, naming the parameter."""
+    refuse_prompt_logprobs(body)
     fields = shared(body, caller)
     if body.random_seed is not None:
         fields["seed"] = body.random_seed

@@ -15,8 +15,15 @@ from typing import Any
 import msgspec
 
 from tabstop.api.errors import error_object
-from tabstop.api.logprobs import chat_logprobs, completion_logprobs
-from tabstop.api.sampling import chat_num_logprobs, completion_num_logprobs, sampling_fields
+from tabstop.api.logprobs import (
+    NO_PROMPTS,
+    PromptShown,
+    chat_logprobs,
+    completion_logprobs,
+    echoed_logprobs,
+    prompt_logprobs,
+)
+from tabstop.api.sampling import chat_num_logprobs, completion_num_logprobs, num_prompt_logprobs, sampling_fields
 from tabstop.api.schema import AroundHole, ChatBody, CompletionBody, FileBody, Generation, Refused
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
@@ -83,6 +90,7 @@ def completion_call(body: CompletionBody, caller: Caller) -> Call:
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         echo=bool(body.echo),
         num_logprobs=completion_num_logprobs(body),
+        num_prompt_logprobs=num_prompt_logprobs(body),
         **shared(body, caller),
     )
 
@@ -108,7 +116,8 @@ def chat_call(body: ChatBody, caller: Caller) -> Call:
         _refuse_unsupported(body, ("functions", "function_call"))
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     fields = shared(body, caller)
-    return Call(prompts=(conversation(body),), max_tokens=max_tokens, num_logprobs=chat_num_logprobs(body), **fields)
+    fields |= {"num_logprobs": chat_num_logprobs(body), "num_prompt_logprobs": num_prompt_logprobs(body)}
+    return Call(prompts=(conversation(body),), max_tokens=max_tokens, **fields)
 
 
 def conversation(body: Any) -> Conversation:
@@ -210,9 +219,10 @@ class OpenAIFormat:
     chunk_object = ""
     whole_object = ""
 
-    def __init__(self, model: str, num_choices: int, include_usage: bool) -> None:
+    def __init__(self, model: str, num_choices: int, include_usage: bool, shown: PromptShown = NO_PROMPTS) -> None:
         self._num_choices = num_choices
         self._include_usage = include_usage
+        self._shown = shown
         self._base = {"id": self.id_prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
 
     def opening(self) -> bytes:
@@ -228,9 +238,18 @@ class OpenAIFormat:
     def _event(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
         return _event({**self._base, "object": self.chunk_object, "choices": choices, **extra})
 
-    def _whole(self, choices: list[dict[str, Any]], usage: Usage, fill: FillReport | None = None) -> bytes:
+    def _listed(self, choice: TextDelta) -> dict[str, Any]:
+        """vLLM's prompt_logprobs, where they were asked for."""
+        count, prompt = self._shown.listed, choice.prompt
+        if count is None:
+            return {}
+        return {"prompt_logprobs": None if prompt is None else prompt_logprobs(prompt, count)}
+
+    def _whole(
+        self, choices: list[dict[str, Any]], usage: Usage, fill: FillReport | None = None, **extra: Any
+    ) -> bytes:
         answer = {**self._base, "object": self.whole_object, "choices": choices, "usage": usage_object(usage)}
-        return msgspec.json.encode(answer | fill_object(fill))
+        return msgspec.json.encode(answer | fill_object(fill) | extra)
 
 
 class CompletionFormat(OpenAIFormat):
@@ -240,10 +259,18 @@ class CompletionFormat(OpenAIFormat):
     chunk_object = whole_object = "text_completion"
 
     def delta(self, delta: TextDelta) -> bytes:
-        return self._event([_completion_choice(delta)], **fill_object(delta.fill))
+        return self._event([self._choice(delta)], **fill_object(delta.fill))
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
-        return self._whole([_completion_choice(choice) for choice in choices], usage, choices[0].fill)
+        shown = [self._choice(choice) | self._listed(choice) for choice in choices]
+        return self._whole(shown, usage, choices[0].fill)
+
+    def _choice(self, delta: TextDelta) -> dict[str, Any]:
+        if self._shown.echoed is None or delta.prompt is None:
+            logprobs = completion_logprobs(delta.logprobs)
+        else:
+            logprobs = echoed_logprobs(delta.prompt, self._shown.echoed, delta.logprobs)
+        return {"index": delta.index, "text": delta.text, "logprobs": logprobs, **_finish(delta)}
 
 
 class ChatFormat(OpenAIFormat):
@@ -265,7 +292,7 @@ class ChatFormat(OpenAIFormat):
         return content + (self._event([_chat_choice(delta.index, "delta", {}, delta)]) if delta.finish else b"")
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
-        return self._whole(chat_choices(choices, "message"), usage)
+        return self._whole(chat_choices(choices, "message"), usage, **self._listed(choices[0]))
 
 
 def fill_object(fill: FillReport | None) -> dict[str, Any]:
@@ -303,11 +330,6 @@ def _finish(delta: TextDelta | None) -> dict[str, Any]:
         return {"finish_reason": None}
     finish = {"finish_reason": FINISH_REASONS[delta.finish]}
     return finish | ({} if delta.stop_reason is None else {"stop_reason": delta.stop_reason})
-
-
-def _completion_choice(delta: TextDelta) -> dict[str, Any]:
-    logprobs = completion_logprobs(delta.logprobs)
-    return {"index": delta.index, "text": delta.text, "logprobs": logprobs, **_finish(delta)}
 
 
 def chat_choices(choices: Sequence[TextDelta], key: str) -> list[dict[str, Any]]:

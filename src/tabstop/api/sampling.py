@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tabstop.api.schema import CompletionBody, Generation
+from tabstop.api.schema import ChatBody, CompletionBody, Generation
 from tabstop.errors import InputError, NotSupportedError
 
 
@@ -62,9 +62,26 @@ def completion_num_logprobs(body: CompletionBody) -> int | None:
         raise InputError("/v1/completions takes `logprobs` as a number, and no `top_logprobs`", param="logprobs")
     if body.logprobs is None or body.logprobs is False:
         return None
-    if body.echo:
-        raise NotSupportedError("`logprobs` with `echo`: those of prompts are not supported", param="logprobs")
+    if body.echo and (body.suffix or body.files):
+        message = (
+            "`logprobs` with `echo` is of the prompt's own tokens, and a hole is laid out in others; leave one out"
+        )
+        raise InputError(message, param="logprobs")
     return int(body.logprobs)
+
+
+def num_prompt_logprobs(body: CompletionBody | ChatBody) -> int | None:
+    """Raises InputError."""
+    if body.prompt_logprobs is not None and body.stream:
+        raise InputError("prompt_logprobs needs the whole answer; leave stream out", param="prompt_logprobs")
+    return body.prompt_logprobs
+
+
+def refuse_prompt_logprobs(body: Generation) -> None:
+    """Raises NotSupportedError in dialects that have no form for them."""
+    if body.prompt_logprobs is not None:
+        message = "`prompt_logprobs`: only /v1/completions and /v1/chat/completions have it; leave it out"
+        raise NotSupportedError(message, param="prompt_logprobs")
 
 
 def chat_num_logprobs(body: Generation) -> int | None:

@@ -46,7 +46,6 @@ class CacheOptions(msgspec.Struct):
 class Refused(msgspec.Struct, kw_only=True):
     """Parameters that change an answer and that this server does not have: refused unless they ask for nothing."""
 
-    prompt_logprobs: Any = None
     length_penalty: Any = None
     use_beam_search: Any = None
     response_format: Any = None
@@ -81,6 +80,7 @@ class Generation(Refused, kw_only=True):
     bad_words: Annotated[list[Name], Meta(max_length=256)] | None = None
     logprobs: bool | NumLogprobs | None = None
     top_logprobs: NumLogprobs | None = None
+    prompt_logprobs: NumLogprobs | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=1024)] | None = None

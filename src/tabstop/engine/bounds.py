@@ -18,6 +18,8 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "repetition_penalty": (0.01, 100),
     "presence_penalty": (-100, 100),
     "frequency_penalty": (-100, 100),
+    "top_k": (0, 2**31 - 1),
+    "penalty_window": (0, 2**31 - 1),
 }
 """Least and most of each."""
 
@@ -42,8 +44,10 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
     allowed = set(sampling.allowed_token_ids).difference(run[0] for run in sampling.banned if len(run) == 1)
     if sampling.allowed_token_ids and not allowed:
         raise InputError("every one of allowed_token_ids is banned", param="allowed_token_ids")
-    if sampling.num_logprobs is not None and not 0 <= sampling.num_logprobs <= MAX_LOGPROBS:
-        raise InputError(f"logprobs is {sampling.num_logprobs}; it must be 0 to {MAX_LOGPROBS}", param="logprobs")
+    for name in ("logprobs", "prompt_logprobs"):
+        count = getattr(sampling, f"num_{name}")
+        if count is not None and not 0 <= count <= MAX_LOGPROBS:
+            raise InputError(f"{name} is {count}; it must be 0 to {MAX_LOGPROBS}", param=name)
 
 
 def _check_count(name: str, count: int, most: int) -> None:

@@ -22,7 +22,7 @@ from msgspec import structs
 
 from tabstop.engine.bounds import check_sampling
 from tabstop.engine.plan import LateInputs, StepPlan, StepResult
-from tabstop.engine.request import Request
+from tabstop.engine.request import PromptProgress, Request
 from tabstop.engine.scheduler import Scheduler
 from tabstop.errors import ContextLengthError, InputError, InternalError, OverloadedError, TabstopError
 from tabstop.grammar import Constraint, Vocabulary, compile_constraint
@@ -150,6 +150,7 @@ class EngineCore:
         limits = submit.limits
         named = frozenset(limits.stop_token_ids).union(*(self._stop_set(name) for name in limits.stop_sets))
         stop_ids = frozenset(token_id for token_id in named if token_id < self.info.vocab_size)
+        wants_prompt = submit.sampling.num_prompt_logprobs is not None  # and so its computation
         make = partial(
             Request,
             request_id=submit.request_id,
@@ -157,7 +158,8 @@ class EngineCore:
             sampling=submit.sampling,
             limits=limits,
             stop_ids=stop_ids,
-            cache=submit.cache,
+            cache=structs.replace(submit.cache, read=False) if wants_prompt else submit.cache,
+            progress=PromptProgress(),
             priority=submit.priority,
             arrival=self._arrivals,
             deadline=None if limits.deadline_ms is None else now + limits.deadline_ms / 1000,

@@ -17,6 +17,7 @@ def merge(waiting: Delta, later: Delta) -> None:
     assert waiting.finish is None, "a sample ended twice"
     waiting.token_ids += later.token_ids
     waiting.logprobs += later.logprobs
+    waiting.prompt_logprobs += later.prompt_logprobs
     waiting.finish = later.finish
     waiting.stop_token_id = later.stop_token_id
     waiting.num_cached_tokens = later.num_cached_tokens

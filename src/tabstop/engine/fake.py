@@ -64,6 +64,7 @@ class _Request:
     num_cached_tokens: int
     deadline: float | None  # on the loop's clock
     stop_ids: frozenset[int]
+    is_prompt_said: bool = False
 
 
 @dataclass
@@ -174,7 +175,7 @@ class FakeEngine:
         prompt, last = unpack_ids(submit.prompt_ids), self._prompts.get(submit.cache.scope, [])
         if submit.cache.write:
             self._prompts[submit.cache.scope] = prompt
-        if not submit.cache.read:
+        if not submit.cache.read or submit.sampling.num_prompt_logprobs is not None:
             return 0
         common = next(
             (i for i, (a, b) in enumerate(zip(prompt, last, strict=False)) if a != b), min(len(prompt), len(last))
@@ -227,4 +228,7 @@ class FakeEngine:
     def _delta(self, request: _Request, sample: int, token_ids: list[int], **delta: Any) -> Delta:
         if (num_top := request.submit.sampling.num_logprobs) is not None:  # a script is certain of its tokens
             delta["logprobs"] = [TokenLogprobs(0.0, 1, [i][:num_top], [0.0][:num_top]) for i in token_ids]
+        if (num_top := request.submit.sampling.num_prompt_logprobs) is not None and not request.is_prompt_said:
+            prompt, request.is_prompt_said = unpack_ids(request.submit.prompt_ids), True
+            delta["prompt_logprobs"] = [TokenLogprobs(0.0, 1, [i][:num_top], [0.0][:num_top]) for i in prompt[1:]]
         return Delta(request.submit.request_id, sample, token_ids, num_cached_tokens=request.num_cached_tokens, **delta)

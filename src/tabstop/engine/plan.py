@@ -47,6 +47,14 @@ class Copy(NamedTuple):
     num_tokens: int
 
 
+class PromptReport(NamedTuple):
+    """Of which tokens of a row the successors' log-probabilities are wanted: of those from `first` on, one each."""
+
+    first: int  # index in Row.token_ids
+    next_ids: list[int]  # what came after each of them in the prompt
+    num_top: int  # likeliest tokens beside each
+
+
 class Row(NamedTuple):
     """The next tokens of one sequence."""
 
@@ -55,6 +63,7 @@ class Row(NamedTuple):
     token_ids: list[int]  # may end in PENDING
     sample: bool  # draw a token after the last one
     constrained: bool = False  # the draw waits for a mask (LateInputs)
+    report: PromptReport | None = None
 
 
 @dataclass(slots=True)
@@ -91,3 +100,4 @@ class StepResult:
 
     tokens: list[list[int]]
     logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # by row, of its tokens, where asked for
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # by row, of its report's next_ids

@@ -6,9 +6,28 @@ from array import array
 from dataclasses import dataclass, field
 
 from tabstop.cache.blocks import Block, root_key
-from tabstop.engine.plan import Admission
+from tabstop.engine.plan import Admission, PromptReport, Row
 from tabstop.grammar import Constraint
-from tabstop.types import CachePolicy, Delta, FinishReason, Limits, Priority, RequestId, Sampling, Stage
+from tabstop.types import (
+    CachePolicy,
+    Delta,
+    FinishReason,
+    Limits,
+    Priority,
+    RequestId,
+    Sampling,
+    Stage,
+    TokenLogprobs,
+)
+
+
+@dataclass(slots=True)
+class PromptProgress:
+    """How much of a prompt has been reported. A request's samples share one, so whichever computes a token reports it,
+    and a sample that is computed again after a preemption says nothing twice.
+    """
+
+    num_reported: int = 1  # tokens; of the first nothing is known
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +53,7 @@ class Request:
     session: str = ""
     adapter: str = ""
     constraints: list[Constraint] = field(default_factory=list)
+    progress: PromptProgress = field(default_factory=PromptProgress)
 
     # set by the scheduler
     stage: Stage = Stage.WAITING
@@ -86,6 +106,26 @@ class Request:
         least = self.limits.min_tokens
         stops = self.stop_ids if least else frozenset()
         return Admission(slot, self.sampling, self.sample, self.num_prompt_tokens, history, least, stops)
+
+    def prompt_report(self, start: int, end: int) -> PromptReport | None:
+        """What a row of the tokens from `start` to `end` shall say of the prompt."""
+        num_top = self.sampling.num_prompt_logprobs
+        if num_top is None:
+            return None
+        first, last = max(start, self.progress.num_reported - 1), min(end, self.num_prompt_tokens - 1)
+        return (
+            PromptReport(first - start, self.tokens[first + 1 : last + 1].tolist(), num_top) if first < last else None
+        )
+
+    def take_report(self, row: Row, logprobs: list[TokenLogprobs]) -> list[TokenLogprobs]:
+        """Of what a row says of the prompt, what nobody has said yet."""
+        if row.report is None:
+            return []
+        progress, position = self.progress, row.start + row.report.first + 1
+        assert position <= progress.num_reported, "a part of the prompt was left out"
+        new = logprobs[progress.num_reported - position :]
+        progress.num_reported += len(new)
+        return new
 
     def finish_reason(self, token_id: int) -> FinishReason | None:
         """Whether the token just appended ends the sample, by ids and counts alone."""

@@ -18,7 +18,7 @@ from tabstop.engine.mix import Load, Mix
 from tabstop.engine.plan import PENDING, Copy, Row, StepPlan, StepResult, TableUpdate
 from tabstop.engine.request import Request
 from tabstop.errors import InternalError
-from tabstop.types import Delta, EngineFailure, FinishReason, Ledger, Stage, TokenLogprobs
+from tabstop.types import Delta, EngineFailure, FinishReason, Ledger, Stage
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,8 @@ class Scheduler:
         if len(ids) < end - start:
             ids.append(PENDING)
         sample = end == request.num_tokens and request.limits.max_tokens > 0
-        plan.rows.append(Row(request.slot, start, ids, sample, sample and bool(request.constraints)))
+        report = request.prompt_report(start, end)
+        plan.rows.append(Row(request.slot, start, ids, sample, sample and bool(request.constraints), report))
         flight.requests.append(request)
         request.num_computed, request.last_step = end, self.step
         request.num_settled = start
@@ -241,15 +242,16 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> None:
         """Takes a step's tokens. Rows whose sample ended meanwhile are dropped and counted as overrun."""
         flight = self._flights.pop(plan.step)
-        for index, (row, request, tokens) in enumerate(zip(plan.rows, flight.requests, result.tokens, strict=True)):
+        for index, (row, request) in enumerate(zip(plan.rows, flight.requests, strict=True)):
             if request.is_finished:
-                self.counters.num_overrun_tokens += len(tokens)
+                self.counters.num_overrun_tokens += len(result.tokens[index])
             else:
-                self._land(row, request, tokens, result.logprobs.get(index, []))
+                self._land(index, row, request, result)
         for block in flight.holds:
             self.pool.unhold(block)
 
-    def _land(self, row: Row, request: Request, tokens: list[int], logprobs: list[TokenLogprobs]) -> None:
+    def _land(self, index: int, row: Row, request: Request, result: StepResult) -> None:
+        tokens, report = result.tokens[index], request.take_report(row, result.prompt_logprobs.get(index, []))
         request.num_in_flight -= row.sample
         finish, failure, kept = None, None, []
         for token_id in tokens:
@@ -266,9 +268,10 @@ class Scheduler:
             finish = FinishReason.LENGTH
         if kept and request.stage is Stage.PROMPT:
             request.stage = Stage.DECODING
-        if finish or kept:
+        if finish or kept or report:
             delta = request.delta(kept, finish)
-            delta.failure, delta.logprobs = failure, logprobs[: len(kept)]
+            delta.failure, delta.prompt_logprobs = failure, report
+            delta.logprobs = result.logprobs.get(index, [])[: len(kept)]
             if finish:
                 self._end(request, delta)
             else:

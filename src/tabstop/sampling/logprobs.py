@@ -1,7 +1,10 @@
-"""What the model thought of drawn tokens: log-probabilities at temperature 1, before anything the sampler does."""
+"""What the model thought of tokens, drawn or of a prompt: log-probabilities at temperature 1, before anything that the
+sampler does. Logits are looked at a fixed number of rows at a time, so a prompt's never exist all at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,32 +17,34 @@ from tabstop.types import TokenLogprobs
 
 @dataclass(slots=True)
 class Reported:
-    """Of M rows, on the device or on its way to the host."""
+    """Of M tokens, on the device or on its way to the host."""
 
-    rows: np.ndarray  # int64 [M] which of the drawing rows
+    rows: np.ndarray  # int64 [M] of which row each is: of those that draw, or of a plan's
     wanted: np.ndarray  # int64 [M] how many likeliest tokens each asked for
-    floats: Tensor  # float32 [M, 1 + most]: the drawn token's, then the likeliest tokens'
-    ids: Tensor  # int64 [M, 1 + most]: the drawn token's rank, then the likeliest tokens
+    floats: Tensor  # float32 [M, 1 + most]: the token's, then the likeliest tokens'
+    ids: Tensor  # int64 [M, 1 + most]: the token's rank, then the likeliest tokens
 
-    def entries(self) -> dict[int, TokenLogprobs]:
-        """By drawing row. For tensors on the host."""
-        found = {}
+    def entries(self) -> dict[int, list[TokenLogprobs]]:
+        """By row, in order. For tensors on the host."""
+        found: dict[int, list[TokenLogprobs]] = {}
         lists = (self.rows.tolist(), self.wanted.tolist(), self.floats.tolist(), self.ids.tolist())
         for row, num_wanted, floats, ids in zip(*lists, strict=True):
-            found[row] = TokenLogprobs(floats[0], ids[0], ids[1 : 1 + num_wanted], floats[1 : 1 + num_wanted])
+            entry = TokenLogprobs(floats[0], ids[0], ids[1 : 1 + num_wanted], floats[1 : 1 + num_wanted])
+            found.setdefault(row, []).append(entry)
         return found
 
 
-def report(logits: Tensor, tokens: Tensor, places: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """`floats` and `ids` of Reported. float32 logits [R, vocab], int64 tokens [R], places of the M rows in them."""
-    parts = [_report(logits.index_select(0, some), tokens[some], most) for some in torch.split(places, ROWS_AT_ONCE)]
+def report(logits_of: Callable[[Tensor], Tensor], places: Tensor, tokens: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """`floats` and `ids` of Reported. int64 places [M], tokens [M]; `logits_of`: places [n] → float32 [n, vocab]."""
+    slices = (torch.split(each, ROWS_AT_ONCE) for each in (places, tokens))
+    parts = [_report(logits_of(some), their_tokens, most) for some, their_tokens in zip(*slices, strict=True)]
     floats, ids = zip(*parts, strict=True)
     return torch.cat(floats), torch.cat(ids)
 
 
 def _report(logits: Tensor, tokens: Tensor, most: int) -> tuple[Tensor, Tensor]:
     total = logits.logsumexp(-1, keepdim=True)
-    drawn = logits.gather(1, tokens[:, None])
-    rank = 1 + (logits > drawn).sum(-1, keepdim=True)
+    own = logits.gather(1, tokens[:, None])
+    rank = 1 + (logits > own).sum(-1, keepdim=True)
     top, ids = logits.topk(min(most, logits.shape[1]), dim=-1)
-    return torch.cat([drawn, top], 1) - total, torch.cat([rank, ids], 1)
+    return torch.cat([own, top], 1) - total, torch.cat([rank, ids], 1)

@@ -111,8 +111,9 @@ class Sampler:
         rows = np.flatnonzero(wanted >= 0)
         if not rows.size:
             return None
-        wanted = wanted[rows]
-        return Reported(rows, wanted, *report(logits, tokens, upload(places[rows], logits.device), int(wanted.max())))
+        wanted, where = wanted[rows], upload(places[rows], logits.device)
+        found = report(lambda some: logits.index_select(0, some), where, tokens[where], int(wanted.max()))
+        return Reported(rows, wanted, *found)
 
     def _batch(self, slots: np.ndarray, positions: np.ndarray, masks: np.ndarray | None) -> SamplingBatch:
         return SamplingBatch(slots, positions, self._parameters[slots], masks, self._lists, self._history)

@@ -54,6 +54,29 @@ class Drawing:
     positions: np.ndarray  # int64 [N] of the token to draw
 
 
+@dataclass(slots=True)
+class PromptTokens:
+    """Which tokens of a plan's prompts are to be reported, on the host; M of them."""
+
+    rows: np.ndarray  # int64 [M] their row in the plan
+    places: np.ndarray  # int64 [M] index in T of the token before each, whose hidden state foretells it
+    ids: np.ndarray  # int64 [M]
+    wanted: np.ndarray  # int64 [M] how many likeliest tokens beside each
+
+
+def prompt_tokens(plan: StepPlan) -> PromptTokens | None:
+    """None where nobody asks."""
+    parts, end = [], 0
+    for index, row in enumerate(plan.rows):
+        if row.report is not None:
+            ids = np.array(row.report.next_ids, np.int64)
+            first = end + row.report.first
+            whose = (np.full(len(ids), number) for number in (index, row.report.num_top))
+            parts.append((next(whose), np.arange(first, first + len(ids)), ids, next(whose)))
+        end += len(row.token_ids)
+    return PromptTokens(*map(np.concatenate, zip(*parts, strict=True))) if parts else None
+
+
 Numbers = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(slots, positions) of drawing rows → their (temperature, uniform), float32 each."""
 

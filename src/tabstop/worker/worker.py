@@ -16,10 +16,10 @@ from tabstop.attention import AttentionBackend
 from tabstop.engine.plan import Admission, Copy, LateInputs, Row, StepPlan, StepResult, TableUpdate
 from tabstop.kernels.sample import draw
 from tabstop.models import Model, StepContext
-from tabstop.sampling.logprobs import Reported
+from tabstop.sampling.logprobs import Reported, report
 from tabstop.sampling.sampler import Sampler
 from tabstop.types import Sampling
-from tabstop.worker.batch import Buffer, Drawing, SlotState, StepInputs, pack_masks
+from tabstop.worker.batch import Buffer, Drawing, PromptTokens, SlotState, StepInputs, pack_masks, prompt_tokens
 
 if TYPE_CHECKING:
     from tabstop.worker.graphs import StepGraphs
@@ -32,17 +32,28 @@ class Forwarded:
     drawing: Drawing
     logits: Tensor  # float32 [N, vocab]; behind a graph those of all rows, [R, vocab]
     tokens: Tensor | None = None  # int64 [R] drawn and remembered already behind a graph, from the logits as they are
+    prompt: Reported | None = None  # of the plan's prompts, by row, where that was asked for
 
 
 @dataclass(slots=True)
 class Drawn:
-    """Tokens on their way from the device."""
+    """Tokens on the device, or on their way from it."""
 
     rows: np.ndarray  # int64 [N] the plan's rows that draw
     places: np.ndarray  # int64 [N] where their tokens are
-    tokens: Tensor  # int64 on the host, valid after `ready`
-    ready: torch.cuda.Event | None
+    tokens: Tensor  # int64, valid on the host after `ready`
+    ready: torch.cuda.Event | None  # None: there is nothing to wait for
     reported: Reported | None = None  # of some of them, on the host, valid after `ready`
+    prompt: Reported | None = None  # as in Forwarded, on the host, valid after `ready`
+
+    def to_host(self) -> None:
+        """Queues the copies."""
+        self.tokens = _to_host(self.tokens)
+        for reported in (self.reported, self.prompt):
+            if reported is not None:
+                reported.floats, reported.ids = _to_host(reported.floats), _to_host(reported.ids)
+        self.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.ready.record()
 
     def result(self, plan: StepPlan) -> StepResult:
         """Waits for the device."""
@@ -53,7 +64,8 @@ class Drawn:
         for row, token_id in zip(self.rows.tolist(), drawn.tolist(), strict=True):
             tokens[row] = [token_id]
         found = self.reported.entries() if self.reported else {}
-        return StepResult(tokens, {int(self.rows[row]): [entry] for row, entry in found.items()})
+        logprobs = {int(self.rows[row]): entries for row, entries in found.items()}
+        return StepResult(tokens, logprobs, self.prompt.entries() if self.prompt else {})
 
 
 class Worker:
@@ -141,13 +153,21 @@ class Worker:
         self.state.apply_tables(plan)
         if plan.copies:
             self.attention.copy(self.kv, plan.copies)
-        if self._graphs is not None and (captured := self._graphs.find(plan)):
+        wanted = prompt_tokens(plan)  # graphs keep no hidden states
+        if self._graphs is not None and wanted is None and (captured := self._graphs.find(plan)):
             return Forwarded(*self._graphs.replay(plan, captured))
         inputs, drawing = self.state.fill(plan, Buffer(self.state.exact_shape(plan), self.device))
         hidden, last = self._hidden(inputs), inputs.last_tokens
         if len(drawing.rows) < len(plan.rows):
             last = last[self.state.upload(drawing.rows)]
-        return Forwarded(drawing, self.model.logits(hidden[last]))
+        prompt = None if wanted is None else self._report_prompt(hidden, wanted)
+        return Forwarded(drawing, self.model.logits(hidden[last]), prompt=prompt)
+
+    def _report_prompt(self, hidden: Tensor, wanted: PromptTokens) -> Reported:
+        """What the model thinks of prompts' tokens, slice by slice of the hidden states [T, hidden] before them."""
+        places, ids = self.state.upload(wanted.places), self.state.upload(wanted.ids)
+        found = report(lambda some: self.model.logits(hidden[some]), places, ids, int(wanted.wanted.max()))
+        return Reported(wanted.rows, wanted.wanted, *found)
 
     def _hidden(self, inputs: StepInputs) -> Tensor:
         context = StepContext(self.attention, self.attention.plan(inputs.attention), self.kv)
@@ -155,28 +175,27 @@ class Worker:
 
     @torch.inference_mode()
     def sample(self, forwarded: Forwarded, late: LateInputs) -> Drawn:
-        drawing, logits = forwarded.drawing, forwarded.logits
-        rows, places = drawing.rows, np.arange(len(drawing.rows))
-        if not len(rows):
-            return Drawn(rows, places, torch.empty(0, dtype=torch.int64), None)
+        rows = forwarded.drawing.rows
+        drawn = Drawn(rows, np.arange(len(rows)), torch.empty(0, dtype=torch.int64), None, None, forwarded.prompt)
+        if len(rows):
+            self._draw(forwarded, late, drawn)
+        if self.device.type == "cuda" and (len(rows) or drawn.prompt):
+            drawn.to_host()
+        return drawn
+
+    def _draw(self, forwarded: Forwarded, late: LateInputs, drawn: Drawn) -> None:
+        """Fills in `places`, `tokens` and `reported`."""
+        drawing, logits, rows = forwarded.drawing, forwarded.logits, drawn.rows
         masks = pack_masks(drawing, late, self.model.vocab_size)
         is_plain = masks is None and self.sampler.takes_logits_as_they_are(drawing.slots, drawing.positions)
         if forwarded.tokens is not None and is_plain:
-            tokens, places = forwarded.tokens, rows
+            drawn.tokens, drawn.places = forwarded.tokens, rows
         else:
             if len(rows) < len(logits):
                 logits = logits[self.state.upload(rows)]
-            tokens = self.sampler.sample(logits, drawing.slots, drawing.positions, masks)
-            self.state.remember(drawing, tokens)
-        reported = self.sampler.report(logits, tokens, drawing.slots, places)
-        if self.device.type == "cpu":
-            return Drawn(rows, places, tokens, None, reported)
-        host = _to_host(tokens)
-        if reported is not None:
-            reported.floats, reported.ids = _to_host(reported.floats), _to_host(reported.ids)
-        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        ready.record()
-        return Drawn(rows, places, host, ready, reported)
+            drawn.tokens = self.sampler.sample(logits, drawing.slots, drawing.positions, masks)
+            self.state.remember(drawing, drawn.tokens)
+        drawn.reported = self.sampler.report(logits, drawn.tokens, drawing.slots, drawn.places)
 
 
 def _to_host(tensor: Tensor) -> Tensor:
