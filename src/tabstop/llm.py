@@ -215,6 +215,7 @@ def _call(prompt: Prompt, params: SamplingParams) -> Call:
         allowed_token_ids=None if params.allowed_token_ids is None else tuple(params.allowed_token_ids),
         bad_words=tuple(params.bad_words),
         num_logprobs=params.logprobs,
+        constraints=params.constraints,
         show_control=not params.skip_special_tokens,
         keep_stop_string=params.include_stop_str_in_output,
         truncate_prompt=None if params.truncate_prompt_tokens is None else max(0, params.truncate_prompt_tokens),
