@@ -53,7 +53,7 @@ class Refused(msgspec.Struct, kw_only=True):
     guided_whitespace_pattern: Any = None
 
 
-class Constrained(msgspec.Struct, kw_only=True):
+class Constrained(Refused, kw_only=True):
     """What the text may be, in the words of OpenAI, vLLM, llama.cpp and SGLang; read by constraints.py."""
 
     response_format: Any = None
@@ -69,7 +69,7 @@ class Constrained(msgspec.Struct, kw_only=True):
     ebnf: Any = None
 
 
-class Generation(Refused, Constrained, kw_only=True):
+class Generation(Constrained, kw_only=True):
     """What completions and chats share. null always means: not given."""
 
     model: Name | None = None

@@ -23,27 +23,13 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from tabstop.errors import InputError, OverloadedError
 from tabstop.grammar import GrammarLimits, Vocabulary
+from tabstop.grammar.json_schema import explained, prepared
 
 LIMITS = LLParserLimits(
     step_max_items=20_000,  # llguidance's 50,000 let one mask of an ambiguous grammar take 0.8 s
     max_lexer_states=50_000,  # 1 to 2 kB each
     verbose_errors=False,  # would repeat the client's grammar
 )
-
-WHITESPACE = r"[ ]|\r?\n[ \t]{0,64}"
-"""Between the parts of JSON: what people write. Models that may write blanks without end sometimes do."""
-
-OPTIONS = {
-    "x-guidance": {
-        "item_separator": ",",
-        "key_separator": ":",
-        "whitespace_flexible": True,
-        "whitespace_pattern": WHITESPACE,
-        "coerce_one_of": False,  # would allow what two branches match
-        "lenient": False,  # would ignore what is not implemented
-    }
-}
-"""For every schema, whatever its x-guidance says."""
 
 MAX_ENCODED = 128
 """Characters of a forced text that are spelled at once; the rest of a long one waits for the next time."""
@@ -167,7 +153,7 @@ class Guidance:
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
-            return InputError(f"{name} cannot be used: {_readable(matcher.get_error())}")
+            return InputError(f"{name} cannot be used: {explained(_readable(matcher.get_error()))}")
         return Grammar(matcher, self._vocabulary.size)
 
     def _run_within(self, seconds: float, work: Callable[[], None]) -> bool:
@@ -239,22 +225,9 @@ class _Tokens:
 
 def compile_json_schema(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
     """`value`: the schema as JSON."""
-    name = "the JSON schema"
-    _check_size(value, vocabulary.limits, name)
-    most = vocabulary.limits.max_depth
-    too_deep = InputError(f"{name} is nested more than {most} levels deep (--max-grammar-depth)")
-    try:
-        schema = json.loads(value)
-    except RecursionError:
-        raise too_deep from None
-    except ValueError as error:
-        raise InputError(f"{name} is not valid JSON: {error}") from None
-    schema = {} if schema is True else schema
-    if not isinstance(schema, dict):
-        raise InputError(f"{name} must be an object")
-    if _is_deeper(schema, most):
-        raise too_deep
-    return vocabulary.guidance.compile(json.dumps({"json_schema": schema | OPTIONS}), before, name)
+    _check_size(value, vocabulary.limits, "the JSON schema")
+    schema = prepared(value, vocabulary.limits.max_depth)
+    return vocabulary.guidance.compile(schema, before, "the JSON schema")
 
 
 def compile_regex(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
@@ -320,20 +293,6 @@ def _check_size(value: Any, limits: GrammarLimits, name: str) -> None:
         raise InputError(f"{name} is not valid Unicode") from None
     if size > limits.max_bytes:
         raise InputError(f"{name} has {size} bytes; at most {limits.max_bytes} are allowed (--max-grammar-bytes)")
-
-
-def _is_deeper(value: Any, most: int) -> bool:
-    """Whether objects and lists are nested more than `most` levels deep."""
-    level = [value]
-    for _ in range(most + 1):
-        if not level:
-            return False
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _entries(outer)]
-    return bool(level)
-
-
-def _entries(outer: dict[str, Any] | list[Any]) -> list[Any]:
-    return list(outer.values()) if isinstance(outer, dict) else outer
 
 
 def _readable(message: str) -> str:
