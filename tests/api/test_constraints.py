@@ -43,7 +43,12 @@ def constraints(**fields: Any) -> tuple[ConstraintSpec, ...]:
         ({"response_format": {"type": "json_object"}}, AS_OBJECT),
         ({"response_format": {"type": "json_object", "schema": SCHEMA}}, AS_SCHEMA),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": SCHEMA}}},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "strict": True, "schema": SCHEMA},
+                }
+            },
             AS_SCHEMA,
         ),
         ({"response_format": {"type": "json_schema", "schema": SCHEMA}}, AS_SCHEMA),

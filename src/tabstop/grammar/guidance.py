@@ -231,9 +231,12 @@ def compile_json_schema(value: Any, vocabulary: Vocabulary, before: bytes = b"")
 
 
 def compile_regex(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
-    """`value`: a regular expression of Rust's regex crate; the whole text matches it."""
+    """`value`: a regular expression of Rust's regex crate; the whole text matches it.
+
+    `\\d` and `\\w` are ASCII, as JSON schemas have them.
+    """
     _check_size(value, vocabulary.limits, "the regular expression")
-    lark = f"start: /{llguidance.regex_to_lark(value, '')}/"
+    lark = f"start: /{llguidance.regex_to_lark(value, 'dw')}/"
     return vocabulary.guidance.compile(json.dumps({"lark_grammar": lark}), before, "the regular expression")
 
 
