@@ -77,8 +77,9 @@ class Request:
     @property
     def ends(self) -> np.ndarray:
         """int64: the tokens that would end it now."""
-        is_long_enough = self.num_output_tokens >= self.limits.min_tokens
-        return np.array(sorted(self.stop_ids), np.int64) if is_long_enough else NO_IDS
+        if self.num_output_tokens < self.limits.min_tokens or not self.stop_ids:
+            return NO_IDS
+        return np.fromiter(self.stop_ids, np.int64, len(self.stop_ids))
 
     @property
     def is_finished(self) -> bool:

@@ -52,27 +52,29 @@ class Grammar:
         self._vocab_size = vocab_size
         self._num_tokens = num_tokens
         self._seconds = seconds
+        self._own = np.empty(-(-(vocab_size + 1) // 32), np.uint32)  # the last mask, one bit longer than others
+        self._place = self._own.ctypes.data, self._own.nbytes
+        self._end_bit = np.uint32(1 << vocab_size % 32)
 
     def fill(self, mask: np.ndarray, ends: np.ndarray) -> None:
-        own, is_complete = self._own_mask()
-        bits = np.uint32(1) << (ends % 32).astype(np.uint32)
-        if is_complete:
-            np.bitwise_or.at(own, ends // 32, bits)
-        else:
-            np.bitwise_and.at(own, ends // 32, ~bits)
+        own, is_whole = self._own, self._compute()
+        if ends.size:
+            bits = np.uint32(1) << (ends % 32).astype(np.uint32)
+            if is_whole:
+                np.bitwise_or.at(own, ends // 32, bits)
+            else:
+                np.bitwise_and.at(own, ends // 32, ~bits)
         mask &= own[: len(mask)].view(np.int32)
 
-    def _own_mask(self) -> tuple[np.ndarray, bool]:
-        """uint32, one bit longer than the vocabulary; that bit, which is cleared: whether the text may end here."""
-        own = np.empty(-(-(self._vocab_size + 1) // 32), np.uint32)
+    def _compute(self) -> bool:
+        """The next mask; whether the text may end here."""
         start = time.thread_time()
-        self._matcher.unsafe_compute_mask_ptr(own.ctypes.data, own.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(*self._place)
         self._spend(time.thread_time() - start)
         self._check()
-        end = np.uint32(1 << self._vocab_size % 32)
-        is_complete = bool(own[-1] & end)
-        own[-1] &= ~end
-        return own, is_complete
+        is_whole = bool(self._own[-1] & self._end_bit)
+        self._own[-1] &= ~self._end_bit
+        return is_whole
 
     def accept(self, token_id: int) -> None:
         start = time.thread_time()
