@@ -43,7 +43,7 @@ PRODUCT = {"allOf": [{"anyOf": [{"properties": {f"{i}.{j}": {}}} for j in range(
 """Has 10^8 ways to be right."""
 
 HEAVY = regex_constraint("((a{100}){100}){100}")
-"""Takes llguidance seconds to compile."""
+"""Takes llguidance its time to compile."""
 
 
 def make_vocabulary(**limits) -> Vocabulary:
@@ -110,6 +110,13 @@ def test_every_way_through_is_a_text_of_the_grammar(kind):
     texts = [walk([template.fork()], seed) for seed in range(40)]
     found = [text for text in texts if text is not None]
     assert len(found) >= 20 and len(set(found)) > 1 and all(is_right(text) for text in found)
+
+
+def test_gbnf_escapes_name_characters():
+    constraint = compile_constraint(
+        gbnf_constraint('root ::= "\\u00e9\\U0001F600\\x41\\\\u0041" [\\u0061-b]'), VOCABULARY
+    )
+    assert {walk([constraint.fork()], seed) for seed in range(9)} == {f"é😀A\\u0041{end}".encode() for end in "ab"}
 
 
 def test_control_tokens_are_no_text():
@@ -241,6 +248,8 @@ def test_a_vocabulary_that_no_text_encodes_is_spelled_all_the_same():
         (lark_constraint("nothing"), "cannot be used"),
         (gbnf_constraint('root ::= "a'), "not valid GBNF"),
         (gbnf_constraint("root ::= " + "(" * 9000), "GBNF|deeply"),
+        (gbnf_constraint("root ::= \n" + "\n" * 60_000 + "x"), "at most 16384 characters"),
+        (gbnf_constraint('root ::= "\\uD800"'), "Unicode"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_followed_is_the_clients_error(spec, message):

@@ -19,13 +19,14 @@ from typing import Any
 import llguidance
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from tabstop.errors import InputError, OverloadedError
 from tabstop.grammar import GrammarLimits, Vocabulary
 from tabstop.grammar.json_schema import explained, prepared
 
 LIMITS = LLParserLimits(
+    initial_lexer_fuel=100_000,  # a tenth of llguidance's: ((a{100}){100}){100} took 1.3 s and 180 MB at its own
     step_max_items=20_000,  # llguidance's 50,000 let one mask of an ambiguous grammar take 0.8 s
     max_lexer_states=50_000,  # 1 to 2 kB each
     verbose_errors=False,  # would repeat the client's grammar
@@ -33,6 +34,9 @@ LIMITS = LLParserLimits(
 
 MAX_ENCODED = 128
 """Characters of a forced text that are spelled at once; the rest of a long one waits for the next time."""
+
+MAX_GBNF = 16 << 10
+"""Characters: the converter is Python, and its time grows by the square of the number of rules."""
 
 MAX_RUNAWAYS = 4
 """Compilations that took too long and still run; they cannot be stopped, but they end."""
@@ -261,13 +265,26 @@ def compile_lark(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Gra
 def compile_gbnf(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
     """`value`: a grammar in llama.cpp's GBNF; its rule `root` is the text."""
     _check_size(value, vocabulary.limits, "the grammar")
+    if len(value) > MAX_GBNF:
+        raise InputError(f"a GBNF grammar has at most {MAX_GBNF} characters; write a larger one in Lark")
     try:
-        lark = any_to_lark(value)
-    except Exception as error:  # bare ones, too
+        lark = gbnf_to_lark(re.sub(r"\\(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", _character, value, flags=re.DOTALL))
+        _check_size(lark, vocabulary.limits, "the grammar")
+    except (RecursionError, OverflowError):
+        raise InputError("the grammar is nested too deeply, or names no character") from None
+    except InputError:
+        raise
+    except Exception as error:  # the package raises bare ones
         raise InputError(f"the grammar is not valid GBNF: {_readable(str(error))}") from None
-    except RecursionError:
-        raise InputError("the grammar is nested too deeply") from None
     return vocabulary.guidance.compile(json.dumps({"lark_grammar": lark}), before, "the grammar")
+
+
+def _character(escape: re.Match[str]) -> str:
+    """What stands for an escape; llguidance's converter loses zeros of the long ones."""
+    if len(escape[1]) == 1:
+        return escape[0]
+    code = int(escape[1][1:], 16)
+    return chr(code) if code > 0x7F else f"\\x{code:02x}"
 
 
 def _joined(grammar: str, before: bytes) -> str:
