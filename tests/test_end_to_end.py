@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import re
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -158,6 +160,85 @@ def test_draws_and_their_reports_cross_the_processes(client):
     (choice,) = client.completions.create(prompt="x", logprobs=2, **settings).choices
     assert len(choice.logprobs.tokens) == GREEDY["max_tokens"] and "pt" not in choice.text
     assert all(entry < 0 for entry in choice.logprobs.token_logprobs)
+
+
+WHOLE = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["ok", "n"],
+    "additionalProperties": False,
+}
+GRAMMARS = {
+    "guided_json": (WHOLE, lambda text: set(json.loads(text)) == {"ok", "n"}),
+    "guided_regex": ("[a-c]{3}", lambda text: re.fullmatch("[a-c]{3}", text)),
+    "guided_choice": (["def", "déf"], lambda text: text in ("def", "déf")),
+    "guided_grammar": ('start: "x" /[0-9]{2}/', lambda text: re.fullmatch("x[0-9]{2}", text)),
+    "grammar": ('root ::= "x" [0-9] [0-9]', lambda text: re.fullmatch("x[0-9]{2}", text)),
+    "structured_outputs": ({"json": json.dumps(WHOLE)}, lambda text: set(json.loads(text)) == {"ok", "n"}),
+    "response_format": (
+        {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": WHOLE}},
+        lambda text: set(json.loads(text)) == {"ok", "n"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_answers_follow_every_kind_of_grammar(client, name):
+    """Whole and streamed, as completion and as chat, in several samples; complete texts end by themselves."""
+    value, is_right = GRAMMARS[name]
+    settings = {"model": "tiny-coder", "temperature": 1, "seed": 5, "max_tokens": 200}
+    settings["extra_body"] = {name: value, "ignore_eos": name == "guided_regex"}
+    whole = client.completions.create(prompt="x = ", n=3, **settings)
+    assert all(is_right(choice.text) and choice.finish_reason == "stop" for choice in whole.choices)
+    messages = [{"role": "user", "content": "x"}]
+    answer = client.chat.completions.create(messages=messages, **settings).choices[0]
+    assert is_right(answer.message.content) and answer.finish_reason == "stop"
+    chunks = client.chat.completions.create(messages=messages, stream=True, **settings)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.message.content
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"guided_regex": "("}, "unclosed group"),
+        ({"guided_json": {"not": {}}}, "cannot be followed"),
+        ({"guided_regex": "a" * 70_000}, "--max-grammar-bytes"),
+        ({"guided_json": '{"items":' * 70 + "{}" + "}" * 70}, "--max-grammar-depth"),
+        ({"guided_choice": ["a"], "guided_regex": "a"}, "only one of them"),
+        ({"guided_choice": ["a"], "allowed_token_ids": [5]}, "allow no further token"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "not supported"),
+    ],
+)
+def test_a_grammar_that_cannot_be_followed_is_a_400(client, stream, extra, message):
+    """Before a stream begins."""
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.completions.create(prompt="x", stream=stream, extra_body=extra, model="tiny-coder")
+
+
+def test_hostile_grammars_hold_nobody_up(client, server):
+    """They end, by themselves or by an error, while others are answered."""
+    hostile = {
+        "regex": "((a{100}){100}){100}",
+        "regex ": "(a{1,1000}){1,1000}",
+        "regex  ": "(.*a.{30}|.*b.{25})c",
+        "grammar": 'start: s\ns: s s s | s s | /[a-z]/ | ""',
+        "grammar ": 'start: x{1000000}\nx: "a"',
+        "json": {"type": "object", "properties": {f"p{n}": {"type": "integer"} for n in range(1200)}},
+        "json ": {"allOf": [{"anyOf": [{"properties": {f"{n}_{m}": {}}} for m in range(10)]} for n in range(8)]},
+    }
+    bodies = [{"structured_outputs": {name.strip(): value}, "ignore_eos": True} for name, value in hostile.items()]
+
+    def ask(body):
+        json_body = {"prompt": "x", "max_tokens": 60, "temperature": 1, "seed": 1} | body
+        return httpx.post(f"{server.url}/v1/completions", json=json_body, timeout=PATIENCE)
+
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        answers = [pool.submit(ask, body) for body in bodies]
+        for _ in range(5):
+            assert client.completions.create(prompt="y", **GREEDY).usage.completion_tokens == 24
+        assert {answer.result().status_code for answer in answers} <= {200, 400}
+    until(lambda: is_empty(server), "the grammars to be gone")
 
 
 def test_errors_have_the_clients_classes(client):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import time
 import weakref
@@ -11,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 
-from tabstop import LLM, SamplingParams
+from tabstop import LLM, GuidedDecodingParams, SamplingParams, StructuredOutputsParams
 from tabstop.engine.garbage import YOUNG_OBJECTS
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
 from tabstop.outputs import RequestOutput
@@ -44,6 +45,39 @@ def test_token_prompts_equal_text_prompts(llm):
         [{"prompt": "return x"}, {"prompt_token_ids": ids}, ids], GREEDY, use_tqdm=False
     )
     assert by_text.outputs[0].token_ids == by_ids.outputs[0].token_ids == by_dict.outputs[0].token_ids
+
+
+def test_grammars_by_vllms_names(llm):
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}
+    forms = [
+        ({"json": schema}, lambda text: len(json.loads(text)) == 2),
+        ({"regex": "[ab]{4}"}, lambda text: set(text) <= {"a", "b"} and len(text) == 4),
+        ({"choice": ["ja", "nein"]}, lambda text: text in ("ja", "nein")),
+        ({"grammar": 'start: "x"+ "y"'}, lambda text: text.strip("x") == "y"),
+    ]
+    for given, is_right in forms:
+        for params in (
+            {"structured_outputs": StructuredOutputsParams(**given)},
+            {"guided_decoding": GuidedDecodingParams(**given)},
+            {"structured_outputs": given},
+        ):
+            sampling = SamplingParams(temperature=1, seed=3, max_tokens=200, **params)
+            [output] = llm.generate("x", sampling, use_tqdm=False)
+            assert is_right(output.outputs[0].text) and output.outputs[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"structured_outputs": "json"},
+        {"structured_outputs": {"regex": "a", "json": "{}"}},
+        {"structured_outputs": {"regex": "a"}, "guided_decoding": {"regex": "a"}},
+        {"guided_decoding": {"choice": []}},
+    ],
+)
+def test_grammars_that_make_no_sense(wrong):
+    with pytest.raises(InputError):
+        SamplingParams(**wrong)
 
 
 def test_samples_seeds_and_stop_strings(llm):

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tabstop.llm import LLM
-    from tabstop.outputs import SamplingParams
+    from tabstop.outputs import GuidedDecodingParams, SamplingParams, StructuredOutputsParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "GuidedDecodingParams", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,8 +17,8 @@ def __getattr__(name: str) -> Any:
         from tabstop.llm import LLM
 
         return LLM
-    if name == "SamplingParams":
-        from tabstop.outputs import SamplingParams
+    if name in __all__:
+        from tabstop import outputs
 
-        return SamplingParams
+        return getattr(outputs, name)
     raise AttributeError(f"module 'tabstop' has no attribute {name!r}")

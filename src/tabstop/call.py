@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
 from tabstop.text.reporting import ReportedPrompt, ReportedToken
-from tabstop.types import FinishReason, Priority
+from tabstop.types import ConstraintSpec, FinishReason, Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class Call:
     ignore_eos: bool = False
     keep_stop_string: bool = False  # leave it, or a stop token, at the end of the text
     show_control: bool = False  # control tokens, by their names
+    constraints: tuple[ConstraintSpec, ...] = ()  # what the text may be (grammar/specs.py)
     truncate_prompt: int | None = None  # to so many last tokens; 0: to what fits
     echo: bool = False  # the prompt's text comes first
     min_indent: int = 0  # a later line that is indented less ends the text

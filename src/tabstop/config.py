@@ -71,6 +71,19 @@ class EngineConfig:
         "auto", "plan the next step while the last one runs; 'auto' means on a GPU", choices=("auto", "on", "off")
     )
     cuda_graphs: bool = option(True, "capture decode steps as CUDA graphs")
+    max_grammar_bytes: int = option(
+        64 << 10, "largest JSON schema, regular expression, list of choices or grammar", unit="bytes", minimum=1
+    )
+    max_grammar_depth: int = option(
+        64, "objects and lists nested in a JSON schema", unit="levels", minimum=1, maximum=120
+    )
+    grammar_timeout: float = option(
+        5.0, "how long a grammar may take to compile", unit="seconds", minimum=0.001, maximum=3600
+    )
+    grammar_step_timeout: float = option(
+        0.1, "what a grammar may take for one token, in a thread's time", unit="seconds", minimum=0.001, maximum=60
+    )
+    num_cached_grammars: int = option(128, "compiled grammars that are kept", unit="grammars", minimum=1)
     seed: int = option(0, "seed of dummy weights")
     num_threads: int | None = option(
         None, "compute threads on the CPU; default: all cores", unit="threads", minimum=1, maximum=4096

@@ -57,7 +57,8 @@ def _encode_one(prompt: Prompt, call: Call, text: ModelText, info: EngineInfo, p
     if foreign is None:
         encoded = _encode_prompt(prompt, call, text, info)
         heals = isinstance(prompt, TextPrompt) and policy.heals_prompt(prompt, call)
-        return _healed(encoded, text) if heals else encoded
+        healed = _healed(encoded, text) if heals else encoded
+        return healed if _can_precede(healed.healed, call) else encoded
     encoded = _encode_hole(foreign[1], call, text, info, policy)
     assert encoded.fill is not None
     encoded.fill.transcoded = foreign[0]
@@ -100,13 +101,21 @@ def _healed(prompt: EncodedPrompt, text: ModelText) -> EncodedPrompt:
     return replace(prompt, ids=cut.ids, healed=cut.removed, num_healed=cut.num_removed)
 
 
+def _can_precede(healed: bytes, call: Call) -> bool:
+    """A grammar is about characters: what stands before its text has no half ones."""
+    return not call.constraints or healed.decode(errors="replace").encode() == healed
+
+
 def _encode_hole(hole: Hole, call: Call, text: ModelText, info: EngineInfo, policy: PromptPolicy) -> EncodedPrompt:
     """What does not fit beside the answer is cut."""
     reserve = call.max_tokens if call.max_tokens is not None else call.default_max_tokens
     if reserve is None:
         reserve = info.max_model_len // RESERVED_PART
     healer = text.healer if policy.heals_prompt(hole, call) else None
-    filled = text.fill.encode(hole, max(1, info.max_model_len - reserve), healer)
+    room = max(1, info.max_model_len - reserve)
+    filled = text.fill.encode(hole, room, healer)
+    if not _can_precede(filled.healed, call):
+        filled = text.fill.encode(hole, room, None)
     ids = filled.ids or _bos_of(text)
     _check_ids(ids, info)
     return EncodedPrompt(

@@ -227,6 +227,7 @@ def _call(prompt: Prompt, params: SamplingParams) -> Call:
         bad_words=tuple(params.bad_words),
         num_logprobs=params.logprobs,
         num_prompt_logprobs=params.prompt_logprobs,
+        constraints=params.constraints,
         show_control=not params.skip_special_tokens,
         keep_stop_string=params.include_stop_str_in_output,
         truncate_prompt=None if params.truncate_prompt_tokens is None else max(0, params.truncate_prompt_tokens),

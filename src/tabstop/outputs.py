@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tabstop.errors import InputError, NotSupportedError
+from tabstop.grammar.specs import structured_constraint
+from tabstop.types import ConstraintSpec
 
 NEUTRAL: dict[str, Any] = {
     "use_beam_search": False,
@@ -37,8 +39,25 @@ DEFAULTS: dict[str, Any] = {
     "skip_special_tokens": True,
     "include_stop_str_in_output": False,
     "truncate_prompt_tokens": None,
+    "structured_outputs": None,
+    "guided_decoding": None,
 }
 """Parameters that are given by name; of the others the signature says it."""
+
+
+@dataclass
+class StructuredOutputsParams:
+    """What the text may be; at most one of these. vLLM's names."""
+
+    json: dict[str, Any] | str | None = None  # a schema
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None  # Lark or GBNF
+    json_object: bool | None = None
+
+
+GuidedDecodingParams = StructuredOutputsParams
+"""Its older name."""
 
 
 @dataclass(init=False)
@@ -70,6 +89,8 @@ class SamplingParams:
     skip_special_tokens: bool
     include_stop_str_in_output: bool
     truncate_prompt_tokens: int | None  # -1: to what fits
+    structured_outputs: StructuredOutputsParams | dict[str, Any] | None
+    guided_decoding: GuidedDecodingParams | dict[str, Any] | None  # its older name
 
     def __init__(
         self,
@@ -103,6 +124,7 @@ class SamplingParams:
                 raise NotSupportedError(f"{why}; leave {name} at {NEUTRAL[name]!r}", param=name)
         self._read_lists()
         self._check()
+        self.constraints: tuple[ConstraintSpec, ...] = self._read_constraints()
 
     def _read_lists(self) -> None:
         """Raises InputError."""
@@ -116,6 +138,21 @@ class SamplingParams:
         keys = [int(key) if isinstance(key, str) and key.isdecimal() else key for key in biases]
         ids = _list_of("logit_bias", keys, _is_token_id, "{token id: number}")
         self.logit_bias = dict(zip(ids, biases.values(), strict=True))
+
+    def _read_constraints(self) -> tuple[ConstraintSpec, ...]:
+        """At most one. Raises InputError, NotSupportedError."""
+        found = []
+        for name in ("structured_outputs", "guided_decoding"):
+            given = getattr(self, name)
+            if isinstance(given, StructuredOutputsParams):
+                given = {key: value for key, value in vars(given).items() if value is not None}
+            if given is not None and not isinstance(given, dict):
+                raise InputError(f"{name} must be a StructuredOutputsParams or a dict", param=name)
+            if given and (spec := structured_constraint(given, name)) is not None:
+                found.append(spec)
+        if len(found) > 1:
+            raise InputError("give structured_outputs or guided_decoding, not both", param="guided_decoding")
+        return tuple(found)
 
     def _check(self) -> None:
         """Ranges beside those that the engine checks (engine/bounds.py)."""

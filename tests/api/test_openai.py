@@ -121,8 +121,7 @@ def test_top_p_zero_is_greedy() -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "response_format": {"type": "json_object"}, "guided_json": {"a": 1},
-    "structured_outputs": {"json": {}}, "use_beam_search": True, "grammar": "root ::= x",
+    "guided_whitespace_pattern": " ", "use_beam_search": True, "length_penalty": 2,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 
 from tabstop.types import Limits, Sampling, Submit, pack_ids
@@ -46,7 +47,10 @@ class Driver:
         self.core.check()
 
     def run(self, limit=10_000):
-        while self.core.has_work() or self.pending:
+        while self.core.num_requests or self.core.has_work() or self.pending:
+            if not (self.core.has_work() or self.pending):
+                time.sleep(0.001)  # constraints are being compiled
+                continue
             self.step()
             limit -= 1
             assert limit, "no progress"

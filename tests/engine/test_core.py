@@ -275,10 +275,10 @@ def test_a_dead_front_end_frees_everything():
 class OnlyEven:
     """The trivial constraint of these tests: even tokens, for the first `num_tokens` tokens."""
 
-    def __init__(self, num_tokens, vocab_size):
+    def __init__(self, num_tokens, vocab_size, before=b""):
         self.num_tokens, self.vocab_size, self.accepted = num_tokens, vocab_size, []
 
-    def fill(self, mask):
+    def fill(self, mask, ends):
         mask &= np.int32(0x55555555)
 
     def accept(self, token_id):
@@ -291,6 +291,10 @@ class OnlyEven:
     @property
     def released(self):
         return len(self.accepted) >= self.num_tokens
+
+    @property
+    def ended(self):
+        return False
 
     def fork(self):
         return OnlyEven(self.num_tokens, self.vocab_size)
@@ -387,12 +391,12 @@ class Faulty(OnlyEven):
 
     fault = "fill"
 
-    def fill(self, mask):
+    def fill(self, mask, ends):
         if len(self.accepted) == 2 and self.fault == "fill":
             raise RuntimeError("broken")
         if len(self.accepted) == 2 and self.fault == "nothing allowed":
             mask[:] = 0
-        super().fill(mask)
+        super().fill(mask, ends)
 
     def accept(self, token_id):
         super().accept(token_id)

@@ -8,7 +8,8 @@ import pytest
 
 from tabstop.config import EngineConfig
 from tabstop.engine.build import build_core
-from tabstop.types import CachePolicy, Limits, Sampling
+from tabstop.grammar.specs import choice_constraint, json_schema_constraint, lark_constraint, regex_constraint
+from tabstop.types import CachePolicy, ConstraintSpec, Limits, Sampling
 from tests.engine.driver import Driver
 from tests.tiny import tiny_llama
 
@@ -80,6 +81,62 @@ def test_forked_equals_separate(folder):
     forked = outputs(folder, [(PROMPTS[3], sampling, {"num_samples": 3, **uncached})])
     separate = [outputs(folder, [(PROMPTS[3], sampling, {"num_samples": n + 1, **uncached})])[n] for n in range(3)]
     assert forked == separate and forked[0] != forked[1]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 9}, "n": {"type": "integer"}, "ok": {"type": "boolean"}},
+    "required": ["name", "n"],
+    "additionalProperties": False,
+}
+CONSTRAINTS = [
+    (json_schema_constraint(SCHEMA),),
+    (regex_constraint("[a-z]{3,9}( [a-z]+)*"),),
+    (),
+    (ConstraintSpec("healing", b"re".hex()), choice_constraint(["turn x", "turns nothing", "d"])),
+    (json_schema_constraint({"type": "array", "items": {"type": "integer"}}),),
+    (lark_constraint('start: ("import " NAME "\\n")+\nNAME: /[a-z]+/'),),
+]
+
+
+def constrained_requests():
+    """Each of PROMPTS with another constraint, in two samples, which may end."""
+    limits = Limits(16, min_tokens=3)
+    return [
+        (prompt, SAMPLINGS[n], {"constraints": CONSTRAINTS[n], "num_samples": 2, "limits": limits})
+        for n, prompt in enumerate(PROMPTS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def constrained_alone(folder) -> list[list[int]]:
+    return outputs(folder, constrained_requests(), one_by_one=True, prefix_cache=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="batched = alone"),
+        pytest.param({"max_num_batched_tokens": 7, "max_num_seqs": 6}, id="chunked = whole"),
+        pytest.param({"num_kv_blocks": 40, "block_size": 2, "max_model_len": 72}, id="preempted = undisturbed"),
+        pytest.param({"overlap": "on"}, id="overlap on = off"),
+        pytest.param({"overlap": "on", "max_num_batched_tokens": 9, "max_num_seqs": 5}, id="overlap and chunks"),
+    ],
+)
+def test_pairs_with_constraints(folder, constrained_alone, options):
+    assert outputs(folder, constrained_requests(), **options) == constrained_alone
+    assert outputs(folder, all_requests(), **options) != constrained_alone[::2]
+
+
+def test_constrained_samples_are_preempted(folder):
+    """What the pair above relies on."""
+    core = build_core(EngineConfig(model=str(folder), num_threads=1, num_kv_blocks=40, block_size=2, max_model_len=72))
+    driver = Driver(core)
+    for prompt, sampling, more in constrained_requests():
+        driver.add(prompt, sampling=sampling, **more)
+    driver.run()
+    assert core.stats().num_preemptions > 0
+    core.close()
 
 
 def test_stop_sets_come_from_the_checkpoint(folder):

@@ -9,7 +9,7 @@ import pytest
 from tabstop.config import EngineConfig
 from tabstop.engine.build import build_core
 from tabstop.kernels.cpu.library import refuse
-from tests.engine.test_pairs import PROMPTS, all_requests, outputs
+from tests.engine.test_pairs import PROMPTS, all_requests, constrained_requests, outputs
 from tests.tiny import tiny_llama, tiny_qwen2
 
 if reason := refuse():
@@ -48,6 +48,19 @@ def test_the_kernels_are_used(folder):
 )
 def test_pairs(folder, alone, options):
     assert outputs(folder, all_requests(), **FAST | options) == alone
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="batched = alone"),
+        pytest.param({"num_kv_blocks": 9, "max_model_len": 72}, id="preempted = undisturbed"),
+        pytest.param({"overlap": "on", "max_num_batched_tokens": 9, "max_num_seqs": 5}, id="overlap and chunks"),
+    ],
+)
+def test_pairs_with_constraints(folder, options):
+    alone = outputs(folder, constrained_requests(), one_by_one=True, prefix_cache=False, **FAST)
+    assert outputs(folder, constrained_requests(), **FAST | options) == alone
 
 
 def test_cached_equals_cold(folder, alone):

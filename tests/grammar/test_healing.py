@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tabstop.errors import InputError
-from tabstop.grammar import Vocabulary, compile_constraint
+from tabstop.grammar import NO_IDS, Vocabulary, compile_constraint
 from tabstop.grammar.trie import TokenTrie
 from tabstop.types import ConstraintSpec, Limits, Sampling
 from tests.engine.driver import Driver
@@ -47,7 +47,7 @@ def test_every_way_through_spells_the_target(tokens: list[bytes], target: bytes,
     spelled, masks = b"", []
     while not constraint.released:
         mask = np.full(-(-vocabulary.size // 32), -1, dtype=np.int32)
-        constraint.fill(mask)
+        constraint.fill(mask, NO_IDS)
         allowed = bits(mask, vocabulary.size)
         assert allowed == [
             i for i, t in enumerate(tokens)
@@ -64,7 +64,7 @@ def test_every_way_through_spells_the_target(tokens: list[bytes], target: bytes,
     constraint.rollback(len(masks))
     if masks:
         again = np.full_like(masks[0], -1)
-        constraint.fill(again)
+        constraint.fill(again, NO_IDS)
         assert (again == masks[0]).all()
 
 

@@ -318,6 +318,15 @@ def test_a_draw_depends_on_seed_candidate_and_position():
     assert abs(many.mean() - 0.5) < 0.005 and abs(np.corrcoef(many[:-1], many[1:])[0, 1]) < 0.01
 
 
+@pytest.mark.parametrize("vocab", [31, 64, 1000])
+def test_forbid_numpy_equals_forbid_torch(vocab):
+    rng = np.random.default_rng(vocab)
+    masks = rng.integers(-(2**31), 2**31, (5, -(-vocab // 32)), dtype=np.int64).astype(np.int32)
+    logits = torch.randn(5, vocab, generator=torch.Generator().manual_seed(1))
+    wanted = steps.forbid_torch(logits, masks)
+    assert torch.isinf(wanted).any() and torch.equal(steps.forbid_numpy(logits, masks), wanted)
+
+
 def test_masks_forbid_tokens_of_their_row_only():
     logits = torch.zeros(2, VOCAB)
     logits[:, 7] = 10

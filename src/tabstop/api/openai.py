@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from tabstop.api.constraints import constraints_of
 from tabstop.api.errors import error_object
 from tabstop.api.logprobs import (
     NO_PROMPTS,
@@ -42,7 +43,6 @@ MAX_PROMPTS = 1024
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "use_beam_search": (False,),
-    "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -154,6 +154,7 @@ def shared(body: Generation, caller: Caller) -> dict[str, Any]:
         "tenant": caller.tenant,
         "client": caller.headers.get("user-agent", ""),
         **sampling_fields(body),
+        "constraints": constraints_of(body),
         "min_tokens": body.min_tokens or 0,
         "stop_strings": (body.stop,) if isinstance(body.stop, str) else tuple(dict.fromkeys(body.stop or ())),
         "stop_token_ids": tuple(body.stop_token_ids or ()),

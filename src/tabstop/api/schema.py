@@ -48,19 +48,27 @@ class Refused(msgspec.Struct, kw_only=True):
 
     length_penalty: Any = None
     use_beam_search: Any = None
+    prompt_embeds: Any = None
+    guided_whitespace_pattern: Any = None
+
+
+class Constrained(Refused, kw_only=True):
+    """What the text may be, in the words of OpenAI, vLLM, llama.cpp and SGLang; read by constraints.py."""
+
     response_format: Any = None
     structured_outputs: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
-    grammar: Any = None
+    guided_json_object: Any = None
     json_schema: Any = None
     regex: Any = None
-    prompt_embeds: Any = None
+    grammar: Any = None
+    ebnf: Any = None
 
 
-class Generation(Refused, kw_only=True):
+class Generation(Constrained, kw_only=True):
     """What completions and chats share. null always means: not given."""
 
     model: Name | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -18,7 +19,7 @@ from tabstop.engine.core import EngineCore
 from tabstop.engine.scheduler import Scheduler
 from tabstop.errors import MemoryShortageError
 from tabstop.fit import FitReport, fit
-from tabstop.grammar import Vocabulary
+from tabstop.grammar import GrammarLimits, Vocabulary
 from tabstop.kernels.cpu.library import Threads, library
 from tabstop.models import Model, ProgressCallback
 from tabstop.models.compiled import CompiledDecoder, compile_steps
@@ -66,9 +67,25 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
         LocalGroup(worker),
         ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile"),
         stop_sets=stop_sets(checkpoint, tokenizer),
-        vocabulary=Vocabulary(model.vocab_size, lambda: tokenizer.token_bytes),
+        vocabulary=make_vocabulary(model.vocab_size, tokenizer, config),
         max_num_waiting=config.max_num_waiting,
         overlap=config.overlap == "on" or (config.overlap == "auto" and sizes.device == "cuda"),
+    )
+
+
+def make_vocabulary(vocab_size: int, tokenizer: Tokenizer, config: EngineConfig) -> Vocabulary:
+    return Vocabulary(
+        vocab_size,
+        lambda: tokenizer.token_bytes,
+        control=lambda: tokenizer.control_bytes,
+        encode=partial(tokenizer.encode, control=False),
+        limits=GrammarLimits(
+            max_bytes=config.max_grammar_bytes,
+            max_depth=config.max_grammar_depth,
+            compile_seconds=config.grammar_timeout,
+            mask_seconds=config.grammar_step_timeout,
+            num_cached=config.num_cached_grammars,
+        ),
     )
 
 

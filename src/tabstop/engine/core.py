@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Protocol
@@ -21,14 +21,16 @@ import numpy as np
 from msgspec import structs
 
 from tabstop.engine.bounds import check_sampling
+from tabstop.engine.masks import MaskFillers
 from tabstop.engine.plan import LateInputs, StepPlan, StepResult
 from tabstop.engine.request import PromptProgress, Request
-from tabstop.engine.scheduler import Scheduler
+from tabstop.engine.scheduler import Scheduler, failure_of
 from tabstop.errors import ContextLengthError, InputError, InternalError, OverloadedError, TabstopError
-from tabstop.grammar import Constraint, Vocabulary, compile_constraint
+from tabstop.grammar import Constraint, Vocabulary, compile_constraints
+from tabstop.grammar.bits import num_words
+from tabstop.grammar.tokens import tokens_constraint
 from tabstop.types import (
     Abort,
-    ConstraintSpec,
     Delta,
     EngineFailure,
     EngineInfo,
@@ -91,6 +93,7 @@ class EngineCore:
         self.max_num_waiting = max_num_waiting
         self.overlap = overlap
         self.wake: Callable[[], None] = lambda: None  # called from a helper thread when a compilation ends
+        self._fillers = MaskFillers(self.vocabulary.limits.mask_seconds)
         self._requests: dict[RequestId, list[Request]] = {}
         self._compiling: dict[RequestId, Future[list[Constraint]]] = {}
         self._deadlines: list[tuple[float, int, RequestId]] = []
@@ -137,7 +140,9 @@ class EngineCore:
         if submit.constraints:
             for request in requests:
                 request.stage = Stage.COMPILING
-            future = self.compiler.submit(_compile_all, submit.constraints, self.vocabulary)
+            rules = tokens_constraint(submit.sampling)
+            specs = (*submit.constraints, rules) if rules else submit.constraints
+            future = self.compiler.submit(compile_constraints, specs, self.vocabulary)
             self._compiling[submit.request_id] = future
             future.add_done_callback(lambda _: self.wake())
         else:
@@ -254,34 +259,28 @@ class EngineCore:
                     self.scheduler.add(request)
 
     def _late_inputs(self, plan: StepPlan) -> LateInputs:
-        """Masks for the constrained rows of a launched plan, after the tokens before it are known."""
-        late = LateInputs()
-        requests = self.scheduler.flying(plan.step)
-        for index, (row, request) in enumerate(zip(plan.rows, requests, strict=True)):
-            if row.constrained and not request.is_finished:
-                mask = self._mask(request)
-                if mask is not None:
-                    late.masks[index] = mask
-        return late
+        """Masks for the constrained rows of a launched plan, after the tokens before it are known.
 
-    def _mask(self, request: Request) -> np.ndarray | None:
-        """The tokens that all constraints of a request allow, or None: it then ends with an error.
-
-        One request's constraint must not end the others' streams, so whatever it raises stays its own.
+        A row whose constraints raise, take too long or allow no token gets none: its request ends with an error.
         """
-        mask = np.full(-(-self.info.vocab_size // 32), -1, dtype=np.int32)
-        try:
-            for constraint in request.constraints:
-                constraint.fill(mask)
-        except Exception:
-            log.exception("a constraint failed")
-            failure = EngineFailure(InternalError.code, "a constraint of this request failed; the log says why")
-        else:
-            if mask.any():
-                return mask
-            failure = EngineFailure(InputError.code, "the constraints of this request allow no further token")
-        self._finish(request, FinishReason.ERROR, failure)
-        return None
+        requests = self.scheduler.flying(plan.step)
+        rows = [
+            (index, request)
+            for index, (row, request) in enumerate(zip(plan.rows, requests, strict=True))
+            if row.constrained and not request.is_finished
+        ]
+        if not rows:
+            return LateInputs()
+        masks = np.full((len(rows), num_words(self.info.vocab_size)), -1, np.int32)
+        jobs = [partial(_fill, request, mask) for (_, request), mask in zip(rows, masks, strict=True)]
+        errors = self._fillers.run(jobs)
+        late = LateInputs()
+        for (index, request), mask, error in zip(rows, masks, errors, strict=True):
+            if error is None:
+                late.masks[index] = mask
+            else:
+                self._finish(request, FinishReason.ERROR, failure_of(error))
+        return late
 
     # ---- reports
 
@@ -325,8 +324,14 @@ class EngineCore:
 
     def close(self) -> None:
         self.workers.close()
+        self._fillers.close()
         self.compiler.shutdown(wait=False, cancel_futures=True)
 
 
-def _compile_all(specs: Iterable[ConstraintSpec], vocabulary: Vocabulary) -> list[Constraint]:
-    return [compile_constraint(spec, vocabulary) for spec in specs]
+def _fill(request: Request, mask: np.ndarray) -> None:
+    """The tokens that all constraints of a request allow. Raises InputError when there are none."""
+    ends = request.ends
+    for constraint in request.constraints:
+        constraint.fill(mask, ends)
+    if not mask.any():
+        raise InputError("the grammar and the other parameters of this request allow no further token")

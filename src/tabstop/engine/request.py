@@ -5,9 +5,11 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tabstop.cache.blocks import Block, root_key
 from tabstop.engine.plan import Admission, PromptReport, Row
-from tabstop.grammar import Constraint
+from tabstop.grammar import NO_IDS, Constraint
 from tabstop.types import (
     CachePolicy,
     Delta,
@@ -93,6 +95,13 @@ class Request:
         return self.num_tokens - self.num_computed
 
     @property
+    def ends(self) -> np.ndarray:
+        """int64: the tokens that would end it now."""
+        if self.num_output_tokens < self.limits.min_tokens or not self.stop_ids:
+            return NO_IDS
+        return np.fromiter(self.stop_ids, np.int64, len(self.stop_ids))
+
+    @property
     def is_finished(self) -> bool:
         return self.stage is Stage.FINISHED
 
@@ -136,5 +145,6 @@ class Request:
         return None
 
     def delta(self, token_ids: list[int], finish: FinishReason | None = None) -> Delta:
-        stop = token_ids[-1] if finish is FinishReason.STOP and token_ids else None
+        is_stop = finish is FinishReason.STOP and token_ids and token_ids[-1] in self.stop_ids
+        stop = token_ids[-1] if is_stop else None  # else a constraint is complete
         return Delta(self.request_id, self.sample, token_ids, finish, stop, self.num_cached_tokens)

@@ -17,7 +17,7 @@ from tabstop.cache.blocks import Block, BlockPool, Match
 from tabstop.engine.mix import Load, Mix
 from tabstop.engine.plan import PENDING, Copy, Row, StepPlan, StepResult, TableUpdate
 from tabstop.engine.request import Request
-from tabstop.errors import InternalError
+from tabstop.errors import InternalError, TabstopError
 from tabstop.types import Delta, EngineFailure, FinishReason, Ledger, Stage
 
 log = logging.getLogger(__name__)
@@ -257,8 +257,11 @@ class Scheduler:
         for token_id in tokens:
             request.tokens.append(token_id)
             kept.append(token_id)
-            failure = _accept(request, token_id)
-            finish = FinishReason.ERROR if failure else request.finish_reason(token_id)
+            finish = request.finish_reason(token_id)
+            if finish is not FinishReason.STOP:  # a stop token is no part of the text
+                failure = _accept(request, token_id)
+                is_complete = any(constraint.ended for constraint in request.constraints)
+                finish = FinishReason.ERROR if failure else FinishReason.STOP if is_complete else finish
             if finish:
                 break
         self.counters.num_generation_tokens += len(kept)
@@ -362,11 +365,18 @@ def _accept(request: Request, token_id: int) -> EngineFailure | None:
     try:
         for constraint in request.constraints:
             constraint.accept(token_id)
-    except Exception:
-        log.exception("a constraint failed")
-        return EngineFailure(InternalError.code, "a constraint of this request failed; the log says why")
+    except Exception as error:
+        return failure_of(error)
     request.constraints = [constraint for constraint in request.constraints if not constraint.released]
     return None
+
+
+def failure_of(error: BaseException) -> EngineFailure:
+    """Why a sample ends when one of its constraints raised."""
+    if isinstance(error, TabstopError):
+        return EngineFailure(error.code, error.message)
+    log.error("a constraint failed", exc_info=error)
+    return EngineFailure(InternalError.code, "a constraint of this request failed; the log says why")
 
 
 def _order(request: Request) -> tuple[int, int, int]:

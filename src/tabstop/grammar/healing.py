@@ -12,6 +12,7 @@ import numpy as np
 
 from tabstop.errors import InputError
 from tabstop.grammar import Vocabulary
+from tabstop.grammar.bits import mask_of
 from tabstop.grammar.trie import TokenTrie
 
 MAX_BYTES = 4096
@@ -27,7 +28,7 @@ class Healing:
         self._masks = masks
         self._places = places
 
-    def fill(self, mask: np.ndarray) -> None:
+    def fill(self, mask: np.ndarray, ends: np.ndarray) -> None:
         if not self.released:
             mask &= self._masks[self._places[-1]]
 
@@ -41,11 +42,15 @@ class Healing:
     def released(self) -> bool:
         return self._places[-1] >= len(self._target)
 
+    @property
+    def ended(self) -> bool:
+        return False
+
     def fork(self) -> Healing:
         return Healing(self._vocabulary, self._target, self._masks, self._places[:])
 
 
-def compile_healing(value: Any, vocabulary: Vocabulary) -> Healing:
+def compile_healing(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Healing:
     """`value`: the bytes in hexadecimal. Raises InputError for bytes that the vocabulary cannot spell."""
     try:
         target = bytes.fromhex(value)
@@ -56,7 +61,7 @@ def compile_healing(value: Any, vocabulary: Vocabulary) -> Healing:
     allowed = allowed_tokens(vocabulary.trie, target)
     if target and not allowed[0].size:
         raise InputError("the vocabulary cannot spell the bytes to heal")
-    return Healing(vocabulary, target, [_mask(ids, vocabulary.size) for ids in allowed], [0])
+    return Healing(vocabulary, target, [mask_of(ids, vocabulary.size) for ids in allowed], [0])
 
 
 def allowed_tokens(trie: TokenTrie, target: bytes) -> list[np.ndarray]:
@@ -67,10 +72,3 @@ def allowed_tokens(trie: TokenTrie, target: bytes) -> list[np.ndarray]:
         ids += [trie.spelling(target[place:end]) for end in range(place + 1, len(target)) if allowed[end].size]
         allowed[place] = np.concatenate(ids)
     return allowed
-
-
-def _mask(ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Bits as in engine/plan.py:LateInputs."""
-    bits = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
-    bits[ids[ids < vocab_size]] = 1
-    return np.packbits(bits, bitorder="little").view(np.int32)

@@ -39,6 +39,11 @@ def _changed(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 def _run_step(step: Step, logits: Tensor, batch: SamplingBatch, rows: np.ndarray) -> None:
     """Changes those rows of the logits in place."""
+    if len(rows) == len(logits) <= ROWS_AT_ONCE:
+        changed = step.apply(logits, batch)
+        if changed is not logits:
+            logits.copy_(changed)
+        return
     for first in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[first : first + ROWS_AT_ONCE]
         places = upload(some, logits.device)

@@ -1,7 +1,7 @@
 """The steps of a sampler: which rows need one, and how it changes their logits.
 
-Each sees only the rows that need it, at most ROWS_AT_ONCE of them, and gives new logits of the same shape. None waits
-for the device: no `.item()`, no indexing by masks that are there.
+Each sees only the rows that need it, at most ROWS_AT_ONCE of them, and gives logits of the same shape. None waits for
+the device: no `.item()`, no indexing by masks that are there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ NEVER = -1e9
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`rows`: bool [N], the rows that need it. `apply`: float32 logits [n, vocab] of those → the same, changed."""
+    """`rows`: bool [N], the rows that need it. `apply`: float32 logits [n, vocab] of those → the same, changed.
+
+    It may change them where they are.
+    """
 
     rows: Callable[[SamplingBatch], np.ndarray]
     apply: Callable[[Tensor, SamplingBatch], Tensor]
@@ -34,9 +37,21 @@ class Step:
 def apply_masks(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """Forbidden tokens get -inf. Masks travel packed."""
     assert batch.masks is not None
-    words = upload(batch.masks, logits.device)
+    return (forbid_torch if logits.is_cuda else forbid_numpy)(logits, batch.masks)
+
+
+def forbid_torch(logits: Tensor, masks: np.ndarray) -> Tensor:
+    """int32 masks [n, words] → new logits with -inf where a bit is not set. The twin of forbid_numpy."""
+    words = upload(masks, logits.device)
     bits = (words[:, :, None] >> torch.arange(32, device=logits.device, dtype=torch.int32)) & 1
     return logits.masked_fill(bits.flatten(1)[:, : logits.shape[1]] == 0, -torch.inf)
+
+
+def forbid_numpy(logits: Tensor, masks: np.ndarray) -> Tensor:
+    """The same in place on a CPU, at a tenth of the time: torch has no packed bits there."""
+    bits = np.unpackbits(~masks.view(np.uint8), axis=1, bitorder="little", count=logits.shape[1])
+    np.copyto(logits.numpy(), -np.inf, where=bits.view(np.bool_))
+    return logits
 
 
 def apply_allowed(logits: Tensor, batch: SamplingBatch) -> Tensor:
