@@ -14,8 +14,8 @@ MIN_CHUNK = 64
 """Tokens: below it a prompt's chunk costs more attention and launches than it hides."""
 
 RIDGE = 256
-"""Tokens that a Hopper card computes while it reads the weights, whatever the model's size. While the backlog is small, a
-step has twice as many, or twice its decoding rows: it takes two to three times as long as one without a prompt."""
+"""Tokens that a Hopper card computes while it reads the weights, whatever the model's size. While the backlog is small,
+a step has twice as many, or twice its decoding rows: it takes two to three times as long as one without a prompt."""
 
 BURST_STEPS = 16
 """A backlog of more full steps than that is a burst: then the rate counts, not the gap between two tokens."""
