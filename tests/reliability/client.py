@@ -171,7 +171,7 @@ def judge_whole(body: bytes, num_choices: int) -> tuple[str, str]:
 
 
 def judge_events(body: bytes, num_choices: int) -> tuple[str, str, int]:
-    """Kind, detail and number of events of a whole stream: one end for each choice, or one error, and nothing behind."""
+    """Kind, detail and number of events of a whole stream: one end a choice, or one error, and nothing behind it."""
     lines = [line.removeprefix("data: ") for line in body.decode().split("\n\n") if line.startswith("data: ")]
     events: list[Any] = [line if line == "[DONE]" else json.loads(line) for line in lines]
     ends: Counter[str] = Counter()
