@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -16,6 +17,7 @@ from tabstop.errors import InputError, NotSupportedError, UnsupportedModelError
 from tabstop.text.sandbox import RenderLimits, Sandbox
 from tabstop.text.sandbox_bounds import TemplateLimitError
 from tabstop.text.tokenizer import Tokenizer
+from tabstop.tools.replay import CallShape, find_shape
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -51,6 +53,7 @@ class Conversation:
     messages: Sequence[Message]
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # the last message is the beginning of the answer
+    tools: Sequence[Mapping[str, Any]] | None = None  # what the template is told of functions, as clients write it
 
 
 class ChatTemplate:
@@ -72,31 +75,54 @@ class ChatTemplate:
 
     def render(self, conversation: Conversation) -> str:
         """The prompt text. Raises InputError when the template refuses the messages."""
-        return self._render(list(conversation.messages), conversation)
+        return self._render(self._shaped(conversation), conversation.tools, conversation)
 
     def encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
         """The prompt's ids; control tokens come from the template alone. The template writes BOS, if any."""
         try:
-            marks = [mark for mark in MARKS if not _holds(conversation.messages, mark)]
+            given = self._shaped(conversation)
+            marks = [mark for mark in MARKS if not _holds([given, conversation.tools or ()], mark)]
             if len(marks) < 2:
                 raise InputError("messages use Unicode's noncharacters U+FDD0 to U+FDEF; remove them", param="messages")
             mark, end_mark = marks[:2]
-            messages = [_marked(message, tokenizer, mark) for message in conversation.messages]
+            messages = [_marked(message, tokenizer, mark) for message in given]
+            tools = _mark(conversation.tools, tokenizer, mark)
         except RecursionError:
             raise InputError("messages are nested too deeply", param="messages") from None
         if conversation.continue_final_message:
-            messages[-1] = messages[-1] | {"content": messages[-1]["content"] + end_mark}
-        text = self._render(messages, conversation)
+            messages[-1] = messages[-1] | {"content": (messages[-1]["content"] or "") + end_mark}
+        text = self._render(messages, tools, conversation)
         if conversation.continue_final_message:
             text, found, _ = text.rpartition(end_mark)
             if not found or end_mark in text:
                 raise InputError("this model's chat template cannot continue the last message", param="messages")
         return tokenizer.encode_marked(text, mark)
 
-    def _render(self, messages: Sequence[Message], conversation: Conversation) -> str:
+    def _shaped(self, conversation: Conversation) -> list[Message]:
+        """The messages, with calls of earlier turns as this template wants them."""
+        messages = conversation.messages
+        if not any(message.get("tool_calls") for message in messages):
+            return list(messages)
+        return [self._call_shape.shaped(message) for message in messages]
+
+    @cached_property
+    def _call_shape(self) -> CallShape:
+        def render(messages: Sequence[Message]) -> str | None:
+            try:
+                return self._render(messages, None, Conversation(messages, add_generation_prompt=False))
+            except InputError:
+                return None
+
+        return find_shape(render)
+
+    def _render(self, messages: Sequence[Message], tools: Any, conversation: Conversation) -> str:
         if not self._knows_developer:
             messages = [_as_system(message) for message in messages]
-        variables: dict[str, Any] = {"messages": messages, "tools": None, "documents": None} | self._special_tokens
+        variables: dict[str, Any] = {
+            "messages": messages,
+            "tools": tools or None,
+            "documents": None,
+        } | self._special_tokens
         generate = conversation.add_generation_prompt and not conversation.continue_final_message
         variables["add_generation_prompt"] = generate
         try:
