@@ -1,26 +1,21 @@
 """Messages → token ids by the checkpoint's own chat template. Templates never come from clients.
 
-Jinja in an immutable sandbox with what transformers gives templates: trim_blocks, lstrip_blocks, break and continue,
-the `generation` block, tojson without HTML escapes, raise_exception, strftime_now. What users write is marked before
-rendering so that it cannot spell control tokens (text/tokenizer.py: mark_control).
+Rendered in a sandbox that bounds what a template may cost (text/sandbox.py), with what transformers gives templates.
+What users write is marked before rendering so that it cannot spell control tokens (text/tokenizer.py: mark_control).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tabstop.errors import InputError, NotSupportedError, UnsupportedModelError
+from tabstop.text.sandbox import RenderLimits, Sandbox
+from tabstop.text.sandbox_bounds import TemplateLimitError
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.tools.replay import CallShape, find_shape
 
@@ -37,8 +32,15 @@ TEMPLATE_ERRORS = (
     AttributeError,
     ArithmeticError,
     RecursionError,
+    MemoryError,
+    SyntaxError,
 )
-"""What rendering may raise: a refusal of the template, messages that it cannot digest, a limit of the sandbox."""
+"""Of compiling or rendering: a template's refusal, messages that it cannot digest, a limit of the sandbox."""
+
+DEFAULT_LIMITS = RenderLimits()
+
+MAX_REASON = 500
+"""Characters that are shown of a template's own complaint."""
 
 Message = Mapping[str, Any]
 """`role` (one of ROLES) and `content` (text), and what else templates read: name, tool_call_id, tool_calls."""
@@ -57,15 +59,19 @@ class Conversation:
 class ChatTemplate:
     """A compiled template. Raises UnsupportedModelError when it does not compile."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str] | None = None, limits: RenderLimits = DEFAULT_LIMITS
+    ) -> None:
         """`special_tokens`: bos_token, eos_token, …: variables of the template."""
         self._special_tokens = dict(special_tokens or {})
         self.source = source
         self._knows_developer = "developer" in source
+        self._sandbox, self._limits = Sandbox(), limits
         try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
-            raise UnsupportedModelError(f"the checkpoint's chat template does not compile: {error}") from None
+            self._template = self._sandbox.compile_template(source)
+        except TEMPLATE_ERRORS as error:
+            reason = str(error) if isinstance(error, (jinja2.TemplateError, SyntaxError)) else type(error).__name__
+            raise UnsupportedModelError(f"the checkpoint's chat template does not compile: {reason}") from None
 
     def render(self, conversation: Conversation) -> str:
         """The prompt text. Raises InputError when the template refuses the messages."""
@@ -112,12 +118,20 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message], tools: Any, conversation: Conversation) -> str:
         if not self._knows_developer:
             messages = [_as_system(message) for message in messages]
-        variables = {"messages": messages, "tools": tools or None, "documents": None} | self._special_tokens
+        variables: dict[str, Any] = {
+            "messages": messages,
+            "tools": tools or None,
+            "documents": None,
+        } | self._special_tokens
         generate = conversation.add_generation_prompt and not conversation.continue_final_message
+        variables["add_generation_prompt"] = generate
         try:
-            return self._template.render(variables, add_generation_prompt=generate)
+            return self._sandbox.render(self._template, variables, self._limits)
+        except TemplateLimitError as error:
+            raise InputError(f"this model's chat template {error.message}; send less", param="messages") from None
         except TEMPLATE_ERRORS as error:
             reason = error.message if isinstance(error, jinja2.TemplateError) else type(error).__name__
+            reason = "".join(c for c in str(reason) if c not in MARKS)[:MAX_REASON]
             raise InputError(f"this model's chat template refuses these messages: {reason}", param="messages") from None
 
 
@@ -141,44 +155,6 @@ def encode_chat(template: ChatTemplate | None, tokenizer: Tokenizer, conversatio
     if template is None:
         raise NotSupportedError("this model has no chat template; use /v1/completions", param="messages")
     return template.encode(tokenizer, conversation)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` tells trainers what the model wrote; here it renders as its content."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 def _as_system(message: Message) -> Message:
