@@ -246,7 +246,7 @@ class Answer:
 
         Too late for an answer whose samples have all ended.
         """
-        if self._error is None and (self._samples or not self._tasks):
+        if self._error is None and not self._closed and (self._samples or not self._tasks):
             self._error = error
             self._drop()
 
@@ -269,6 +269,7 @@ class Answer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()  # a cancelled one keeps its frame, which keeps this answer
 
     # ---- inside
 

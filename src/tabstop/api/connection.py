@@ -36,9 +36,18 @@ class Timer:
             self._handle.cancel()
             self._handle = None
 
+    def close(self) -> None:
+        """Stops for good and forgets whom to call, or the two would keep each other for the garbage collector."""
+        self.stop()
+        self._on_time = _nothing
+
     def _ring(self) -> None:
         self._handle = None
         self._on_time()
+
+
+def _nothing() -> None:
+    pass
 
 
 class Connection(HttpToolsProtocol):
@@ -61,8 +70,8 @@ class Connection(HttpToolsProtocol):
         self._head_timer.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer.stop()
-        self._send_timer.stop()
+        self._head_timer.close()
+        self._send_timer.close()
         self._unset_keepalive_if_required()  # uvicorn leaves it running after an error
         super().connection_lost(exc)
 
