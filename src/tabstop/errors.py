@@ -11,6 +11,7 @@ TabstopError
 │   └── PayloadTooLargeError (413)
 ├── AuthenticationError (401) · ForbiddenError (403)
 ├── OverloadedError (429)             queue full or a limit reached; retry later
+│   └── RateLimitError (429)          a ceiling of the key
 ├── UnavailableError (503)            starting, draining
 │   └── EngineDeadError (503)         the engine process is gone
 ├── DeadlineError (504)
@@ -79,6 +80,10 @@ class OverloadedError(TabstopError):
     status = 429
     code = "overloaded"
     openai_type = "rate_limit_error"
+
+
+class RateLimitError(OverloadedError):
+    code = "rate_limit_exceeded"
 
 
 class UnavailableError(TabstopError):
