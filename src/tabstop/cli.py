@@ -1,4 +1,4 @@
-"""The command `tabstop`: serve, generate, fit, version, and bench/cli.py's.
+"""The command `tabstop`: serve, generate, fit, version, and those of bench/cli.py and evaluation/cli.py.
 
 Options are the fields of config.py, read from there. Knows how to print; computes nothing. Imports of torch, HTTP and
 text happen inside the commands that need them. What a user got wrong is one line `error: …` on stderr and exit code 2.
@@ -26,6 +26,9 @@ EXIT_CANNOT_START, EXIT_INTERRUPTED = 2, 130
 
 MEASURING = ("bench", "cost", "plan")
 """Commands of bench/cli.py, which is imported only for them and for the list of all commands."""
+
+EVALUATING = ("eval",)
+"""The same of evaluation/cli.py."""
 
 app = typer.Typer(
     name="tabstop",
@@ -250,11 +253,19 @@ def add_measuring_commands() -> None:
     app.command("plan")(plan)
 
 
+def add_evaluating_commands() -> None:
+    from tabstop.evaluation.cli import eval_app
+
+    app.add_typer(eval_app, name="eval")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Never returns."""
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("--help", *MEASURING):
         add_measuring_commands()
+    if not words or words[0] in ("--help", *EVALUATING):
+        add_evaluating_commands()
     try:
         app(words)
     except (StartupError, InputError) as error:

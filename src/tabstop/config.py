@@ -126,6 +126,13 @@ class ServerConfig:
     drain_timeout: float = option(
         30.0, "how long SIGTERM waits for open requests", unit="seconds", minimum=0, maximum=86_400
     )
+    engine_timeout: float = option(
+        30.0,
+        "an engine that is silent for so long is dead: frozen or deadlocked",
+        unit="seconds",
+        minimum=2,
+        maximum=3600,
+    )
     log_level: str = option("info", "what to log", choices=("debug", "info", "warning", "error"))
     log_format: str = option("text", "how to log", choices=("text", "json"))
     log_prompts: bool = option(False, "write prompts and completions into the log")

@@ -51,7 +51,7 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
     from tabstop.service import make_service
 
     config = start.engine
-    client = ProcessClient(wire.address(start.folder), start.number)
+    client = ProcessClient(wire.address(start.folder), start.number, silence_limit=start.server.engine_timeout)
     checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
     tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
     service = make_service(checkpoint, [client], start.server, tokenizer=tokenizer, fim=config.fim)

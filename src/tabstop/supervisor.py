@@ -142,7 +142,12 @@ class Supervisor:
             loop.add_signal_handler(number, self._signalled, number)
         with run_folder() as folder, open_listening_socket(self.server.host, self.server.port) as listening:
             counts_folder(folder).mkdir()
-            client = ProcessClient(wire.address(folder), wire.SUPERVISOR, on_progress=self.view.show_progress)
+            client = ProcessClient(
+                wire.address(folder),
+                wire.SUPERVISOR,
+                on_progress=self.view.show_progress,
+                silence_limit=self.server.engine_timeout,
+            )
             try:
                 return await self._supervise(folder, listening, client)
             finally:

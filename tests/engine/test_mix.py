@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tabstop.engine.mix import BESIDE_STREAMS, MIN_CHUNK, TILE, Load, Mix
+from tabstop.engine.mix import MIN_CHUNK, RIDGE, TILE, Load, Mix
 from tabstop.types import Limits
 from tests.engine.driver import Driver
 from tests.engine.simulated import VOCAB, make_core
@@ -39,8 +39,8 @@ def test_answers_that_were_seen_replace_the_guess():
 
 def test_a_long_prompt_beside_streams_comes_in_chunks_and_a_burst_does_not():
     mix = mix_of(1_000_000, prompt=128)
-    assert 64 + mix.prompt_budget(Load(64, 65, 8192, 0)) == BESIDE_STREAMS
-    assert mix.prompt_budget(Load(500, 501, 8192, 0)) == BESIDE_STREAMS // 2
+    assert mix.prompt_budget(Load(64, 65, 8192, 0)) == 2 * RIDGE - 64
+    assert mix.prompt_budget(Load(500, 501, 8192, 0)) == 500
     assert mix.prompt_budget(Load(64, 1024, 8192, 900)) == 2048
 
 

@@ -321,8 +321,7 @@ async def test_a_dead_engine_ends_present_and_future_requests(folder: Path) -> N
 
 async def test_a_silent_engine_counts_as_dead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr(wire, "SILENCE_LIMIT_SECONDS", 0.2)
-    alone = ProcessClient(wire.address(folder), 1)  # nobody is at the other end
+    alone = ProcessClient(wire.address(folder), 1, silence_limit=0.2)  # nobody is at the other end
     with pytest.raises(EngineDeadError, match="stopped responding"):
         await asyncio.wait_for(alone.ready(), PATIENCE)
     await alone.close()

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from tabstop.engine.mix import BESIDE_STREAMS
+from tabstop.engine.mix import RIDGE
 from tabstop.worker.graphs import MIXED, mixed_sizes
 
 
@@ -27,7 +27,7 @@ def test_every_step_with_prompts_fits_a_graph(num_tokens, max_num_seqs):
 @pytest.mark.parametrize("num_rows", [8, 64, 120, 256, 300, 500])
 def test_a_chunk_beside_streams_costs_little_padding(num_rows):
     tokens = sorted({tokens for tokens, _ in mixed_sizes(2048, 1024)})
-    num_tokens = max(BESIDE_STREAMS, num_rows + BESIDE_STREAMS // 2)
+    num_tokens = 2 * max(RIDGE, num_rows)
     assert next(size for size in tokens if size >= num_tokens) <= 1.12 * num_tokens
 
 

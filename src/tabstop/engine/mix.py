@@ -13,12 +13,9 @@ from dataclasses import dataclass
 MIN_CHUNK = 64
 """Tokens: below it a prompt's chunk costs more attention and launches than it hides."""
 
-BESIDE_STREAMS = 512
-"""Tokens of a step with decoding rows while the backlog is small: about twice a Hopper card's ridge, so that such a
-step takes two to three times as long as one without a prompt, whatever the model's size."""
-
-HALF_BESIDE_STREAMS = BESIDE_STREAMS // 2
-"""Tokens that are left to prompts however many rows decode."""
+RIDGE = 256
+"""Tokens that a Hopper card computes while it reads the weights, whatever the model's size. While the backlog is small,
+a step has twice as many, or twice its decoding rows: it takes two to three times as long as one without a prompt."""
 
 BURST_STEPS = 16
 """A backlog of more full steps than that is a burst: then the rate counts, not the gap between two tokens."""
@@ -94,4 +91,4 @@ class Mix:
         num_backlog = load.num_backlog + load.num_waiting * self._prompt.value
         if num_backlog > BURST_STEPS * self._budget:
             return self._budget
-        return max(BESIDE_STREAMS - load.num_decoding, HALF_BESIDE_STREAMS)
+        return 2 * max(RIDGE, load.num_decoding) - load.num_decoding

@@ -42,9 +42,17 @@ class ProcessClient:
     """Make it inside a running event loop, `await ready()`, use it, `await close()`."""
 
     def __init__(
-        self, address: str, number: int, *, on_progress: Callable[[Progress], None] = lambda progress: None
+        self,
+        address: str,
+        number: int,
+        *,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        silence_limit: float = wire.SILENCE_LIMIT_SECONDS,
     ) -> None:
-        """`number` is this client's own for ever: a restarted front end gets another."""
+        """`number` is this client's own for ever: a restarted front end gets another.
+
+        `silence_limit`: seconds after which an engine that says nothing counts as dead.
+        """
         self.number = number
         self.death: str | None = None  # why the engine is gone
         self.stats = Stats()
@@ -56,6 +64,7 @@ class ProcessClient:
         self._command_counter = itertools.count()
         self._changed = asyncio.Event()  # there is an EngineInfo, or a death
         self._dead = asyncio.Event()
+        self._silence_limit = silence_limit
         self._silence = 0.0  # seconds without a frame, counted while this process ran
         self._context = zmq.asyncio.Context()
         self._socket = self._connect(address)
@@ -222,7 +231,7 @@ class ProcessClient:
         while self.death is None:
             await asyncio.sleep(wire.HEARTBEAT_SECONDS)
             self._silence += wire.HEARTBEAT_SECONDS
-            if self._silence > wire.SILENCE_LIMIT_SECONDS and self.death is None:
+            if self._silence > self._silence_limit and self.death is None:
                 log.error("no sign of life from the engine for %.0f s", self._silence)
                 self.fail("the engine stopped responding")
 

@@ -18,7 +18,7 @@ HEARTBEAT_SECONDS = 1.0
 """The engine reports at least this often, whatever it does."""
 
 SILENCE_LIMIT_SECONDS = 30.0
-"""An engine that says nothing for so long counts as dead: it is stopped, swapped out or deadlocked."""
+"""An engine that says nothing for so long counts as dead where nobody asks for another limit (--engine-timeout)."""
 
 JOIN = "join"
 """The command with which a client makes itself known; the engine answers with EngineInfo once it can serve."""

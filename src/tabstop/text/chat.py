@@ -1,26 +1,23 @@
 """Messages → token ids by the checkpoint's own chat template. Templates never come from clients.
 
-Jinja in an immutable sandbox with what transformers gives templates: trim_blocks, lstrip_blocks, break and continue,
-the `generation` block, tojson without HTML escapes, raise_exception, strftime_now. What users write is marked before
-rendering so that it cannot spell control tokens (text/tokenizer.py: mark_control).
+Rendered in a sandbox that bounds what a template may cost (text/sandbox.py), with what transformers gives templates.
+What users write is marked before rendering so that it cannot spell control tokens (text/tokenizer.py: mark_control).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tabstop.errors import InputError, NotSupportedError, UnsupportedModelError
+from tabstop.text.sandbox import RenderLimits, Sandbox
+from tabstop.text.sandbox_bounds import TemplateLimitError
 from tabstop.text.tokenizer import Tokenizer
+from tabstop.tools.replay import CallShape, find_shape
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -35,8 +32,15 @@ TEMPLATE_ERRORS = (
     AttributeError,
     ArithmeticError,
     RecursionError,
+    MemoryError,
+    SyntaxError,
 )
-"""What rendering may raise: a refusal of the template, messages that it cannot digest, a limit of the sandbox."""
+"""Of compiling or rendering: a template's refusal, messages that it cannot digest, a limit of the sandbox."""
+
+DEFAULT_LIMITS = RenderLimits()
+
+MAX_REASON = 500
+"""Characters that are shown of a template's own complaint."""
 
 Message = Mapping[str, Any]
 """`role` (one of ROLES) and `content` (text), and what else templates read: name, tool_call_id, tool_calls."""
@@ -49,53 +53,85 @@ class Conversation:
     messages: Sequence[Message]
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # the last message is the beginning of the answer
+    tools: Sequence[Mapping[str, Any]] | None = None  # what the template is told of functions, as clients write it
 
 
 class ChatTemplate:
     """A compiled template. Raises UnsupportedModelError when it does not compile."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str] | None = None, limits: RenderLimits = DEFAULT_LIMITS
+    ) -> None:
         """`special_tokens`: bos_token, eos_token, …: variables of the template."""
         self._special_tokens = dict(special_tokens or {})
         self.source = source
         self._knows_developer = "developer" in source
+        self._sandbox, self._limits = Sandbox(), limits
         try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
-            raise UnsupportedModelError(f"the checkpoint's chat template does not compile: {error}") from None
+            self._template = self._sandbox.compile_template(source)
+        except TEMPLATE_ERRORS as error:
+            reason = str(error) if isinstance(error, (jinja2.TemplateError, SyntaxError)) else type(error).__name__
+            raise UnsupportedModelError(f"the checkpoint's chat template does not compile: {reason}") from None
 
     def render(self, conversation: Conversation) -> str:
         """The prompt text. Raises InputError when the template refuses the messages."""
-        return self._render(list(conversation.messages), conversation)
+        return self._render(self._shaped(conversation), conversation.tools, conversation)
 
     def encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
         """The prompt's ids; control tokens come from the template alone. The template writes BOS, if any."""
         try:
-            marks = [mark for mark in MARKS if not _holds(conversation.messages, mark)]
+            given = self._shaped(conversation)
+            marks = [mark for mark in MARKS if not _holds([given, conversation.tools or ()], mark)]
             if len(marks) < 2:
                 raise InputError("messages use Unicode's noncharacters U+FDD0 to U+FDEF; remove them", param="messages")
             mark, end_mark = marks[:2]
-            messages = [_marked(message, tokenizer, mark) for message in conversation.messages]
+            messages = [_marked(message, tokenizer, mark) for message in given]
+            tools = _mark(conversation.tools, tokenizer, mark)
         except RecursionError:
             raise InputError("messages are nested too deeply", param="messages") from None
         if conversation.continue_final_message:
-            messages[-1] = messages[-1] | {"content": messages[-1]["content"] + end_mark}
-        text = self._render(messages, conversation)
+            messages[-1] = messages[-1] | {"content": (messages[-1]["content"] or "") + end_mark}
+        text = self._render(messages, tools, conversation)
         if conversation.continue_final_message:
             text, found, _ = text.rpartition(end_mark)
             if not found or end_mark in text:
                 raise InputError("this model's chat template cannot continue the last message", param="messages")
         return tokenizer.encode_marked(text, mark)
 
-    def _render(self, messages: Sequence[Message], conversation: Conversation) -> str:
+    def _shaped(self, conversation: Conversation) -> list[Message]:
+        """The messages, with calls of earlier turns as this template wants them."""
+        messages = conversation.messages
+        if not any(message.get("tool_calls") for message in messages):
+            return list(messages)
+        return [self._call_shape.shaped(message) for message in messages]
+
+    @cached_property
+    def _call_shape(self) -> CallShape:
+        def render(messages: Sequence[Message]) -> str | None:
+            try:
+                return self._render(messages, None, Conversation(messages, add_generation_prompt=False))
+            except InputError:
+                return None
+
+        return find_shape(render)
+
+    def _render(self, messages: Sequence[Message], tools: Any, conversation: Conversation) -> str:
         if not self._knows_developer:
             messages = [_as_system(message) for message in messages]
-        variables = {"messages": messages, "tools": None, "documents": None} | self._special_tokens
+        variables: dict[str, Any] = {
+            "messages": messages,
+            "tools": tools or None,
+            "documents": None,
+        } | self._special_tokens
         generate = conversation.add_generation_prompt and not conversation.continue_final_message
+        variables["add_generation_prompt"] = generate
         try:
-            return self._template.render(variables, add_generation_prompt=generate)
+            return self._sandbox.render(self._template, variables, self._limits)
+        except TemplateLimitError as error:
+            raise InputError(f"this model's chat template {error.message}; send less", param="messages") from None
         except TEMPLATE_ERRORS as error:
             reason = error.message if isinstance(error, jinja2.TemplateError) else type(error).__name__
+            reason = "".join(c for c in str(reason) if c not in MARKS)[:MAX_REASON]
             raise InputError(f"this model's chat template refuses these messages: {reason}", param="messages") from None
 
 
@@ -119,44 +155,6 @@ def encode_chat(template: ChatTemplate | None, tokenizer: Tokenizer, conversatio
     if template is None:
         raise NotSupportedError("this model has no chat template; use /v1/completions", param="messages")
     return template.encode(tokenizer, conversation)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` tells trainers what the model wrote; here it renders as its content."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 def _as_system(message: Message) -> Message:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -44,18 +44,21 @@ def read_messages(messages: Any) -> list[MessageBody]:
 
 
 def make_conversation(
-    messages: Sequence[MessageBody], add_generation_prompt: bool = True, continues: bool | None = None
+    messages: Sequence[MessageBody],
+    add_generation_prompt: bool = True,
+    continues: bool | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> Conversation:
-    """`continues`: the last message is the beginning of the answer; None: if it is the assistant's.
+    """`continues`: the last message is the beginning of the answer; None: if it is the assistant's and calls nothing.
 
     Raises InputError or NotSupportedError.
     """
     last = messages[-1]
     if continues is None:
-        continues = last.role == "assistant" or last.prefix is True
+        continues = (last.role == "assistant" and not last.tool_calls) or last.prefix is True
     if continues and last.role != "assistant":
         raise InputError("only a last message of the assistant can be continued", param="messages")
-    return Conversation([_message(*entry) for entry in enumerate(messages)], add_generation_prompt, continues)
+    return Conversation([_message(*entry) for entry in enumerate(messages)], add_generation_prompt, continues, tools)
 
 
 def _message(index: int, message: MessageBody) -> dict[str, Any]:

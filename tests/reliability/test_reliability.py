@@ -1,0 +1,48 @@
+"""The short forms of what tests/reliability does at length."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.reliability import kills, stops, storms
+from tests.reliability.server import Server, serving, write_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("reliability") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def server(model: Path) -> Iterator[Server]:
+    """One for all faults that a server survives; the last thing it does is to leave nothing."""
+    with serving(model, "--num-front-ends", "2") as running:
+        yield running
+        assert running.stop() == 0
+        running.assert_nothing_left()
+
+
+def test_cancelled_streams_leave_nothing(server: Server) -> None:
+    tally = storms.cancel_streams(server, 300)
+    assert tally.kinds["left"] > 100 and tally.kinds["finished"] > 10, tally.kinds
+
+
+def test_a_lost_front_end_cuts_its_own_connections_only(server: Server) -> None:
+    tally = kills.kill_front_ends(server, 1, seed=1)
+    assert tally.kinds["finished"] > 10, tally.kinds
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_engine_ends_every_stream_once_and_the_server_with_70(model: Path, number: signal.Signals) -> None:
+    tally, _ = kills.kill_engine(model, seed=1, number=number)
+    assert tally.kinds["finished"] and tally.kinds["error"], tally.kinds
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_told_to_stop_under_load_every_request_ends_once(model: Path, seed: int) -> None:
+    tally, _ = stops.stop(model, seed)
+    assert tally.kinds["finished"], tally.kinds
