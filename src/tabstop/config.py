@@ -114,6 +114,16 @@ class ServerConfig:
     served_model_name: tuple[str, ...] = option((), "name(s) under which the model is served; the first is shown")
     unknown_model: str = option("serve", "what to do with other model names", choices=("serve", "refuse"))
     max_body_bytes: int = option(8 << 20, "largest request body", unit="bytes", minimum=1024)
+    max_header_bytes: int = option(64 << 10, "largest path and headers of a request", unit="bytes", minimum=1024)
+    header_timeout: float = option(
+        10.0, "how long a client may take to send its headers", unit="seconds", minimum=0.1, maximum=3600
+    )
+    body_timeout: float = option(
+        60.0, "how long a client may take to send its body", unit="seconds", minimum=0.1, maximum=86_400
+    )
+    send_timeout: float = option(
+        60.0, "how long a client may leave its answer unread", unit="seconds", minimum=0.1, maximum=86_400
+    )
     max_open_requests: int = option(
         4096, "requests that a front end has open at once; more are refused", unit="requests", minimum=1
     )

@@ -8,7 +8,9 @@ TabstopError
 │   ├── ContextLengthError (400)      prompt (+ max_tokens) longer than the model's context
 │   ├── UnknownModelError (404)
 │   ├── NotSupportedError (400)       a real feature that this server or model does not have
-│   └── PayloadTooLargeError (413)
+│   ├── PayloadTooLargeError (413)
+│   ├── HeaderTooLargeError (431)
+│   └── RequestTimeoutError (408)     the client took too long to send its request
 ├── AuthenticationError (401) · ForbiddenError (403)
 ├── OverloadedError (429)             queue full or a limit reached; retry later
 │   └── RateLimitError (429)          a ceiling of the key
@@ -62,6 +64,16 @@ class NotSupportedError(InputError):
 class PayloadTooLargeError(InputError):
     status = 413
     code = "payload_too_large"
+
+
+class HeaderTooLargeError(InputError):
+    status = 431
+    code = "header_too_large"
+
+
+class RequestTimeoutError(InputError):
+    status = 408
+    code = "request_timeout"
 
 
 class AuthenticationError(TabstopError):

@@ -178,7 +178,7 @@ class Endpoints:
 
     async def _read(self, request: Request, kind: type[Body]) -> Body:
         self._state.check_admission()
-        return decode_body(await read_body(request, self._config.max_body_bytes), kind)
+        return decode_body(await read_body(request, self._config), kind)
 
     # ---- about models and tokens
 

@@ -20,13 +20,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 from collections.abc import Iterator
+from typing import cast
 
 import uvicorn
 
 from tabstop.api.app import build_app
+from tabstop.api.connection import Connection
 from tabstop.api.state import ServerState
 from tabstop.config import ServerConfig
 from tabstop.errors import TabstopError, UnavailableError
@@ -36,6 +39,9 @@ log = logging.getLogger(__name__)
 
 RETRY_WARM_UP = 0.2
 """Seconds between two tries while the engine is not there."""
+
+KEEP_ALIVE = 75
+"""Seconds that a connection may be idle between requests."""
 
 CLOSE_TIMEOUT = 1
 """Seconds that connections have to take their last bytes."""
@@ -65,7 +71,8 @@ async def run_front_end(
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=75,
+            http=cast(type[asyncio.Protocol], functools.partial(Connection, limits=config)),
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=CLOSE_TIMEOUT,
         )
     )
