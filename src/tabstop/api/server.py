@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from typing import cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from tabstop.api.app import build_app
 from tabstop.api.connection import Connection
@@ -63,19 +64,7 @@ async def run_front_end(
         # Connections inherit it. asyncio sets it only on sockets that name their protocol; without it, an answer that
         # is written in two parts waits 40 ms for the client's acknowledgement.
         listening_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = _Server(
-        uvicorn.Config(
-            build_app(service, config, state),
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            http=cast(type[asyncio.Protocol], functools.partial(Connection, limits=config)),
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=CLOSE_TIMEOUT,
-        )
-    )
+    server = _make_server(build_app(service, config, state), config)
     serving = asyncio.create_task(server.serve(sockets=[listening_socket]))
     helpers = [asyncio.create_task(_warm_up(service, state)), asyncio.create_task(stop.wait())]
     try:
@@ -88,6 +77,22 @@ async def run_front_end(
         service.end_all(UnavailableError("the server is shutting down; send the request to another one", retry_after=5))
         server.should_exit = True
         await serving
+
+
+def _make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            http=cast(type[asyncio.Protocol], functools.partial(Connection, limits=config)),
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=CLOSE_TIMEOUT,
+        )
+    )
 
 
 class _Server(uvicorn.Server):
