@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tabstop.call import Call, Summary, TextDelta, Usage
+from tabstop.call import Call, Confidence, Summary, TextDelta, Usage
 from tabstop.engine.client import EngineClient
 from tabstop.errors import DeadlineError, InternalError, TabstopError, UnavailableError, from_code
 from tabstop.text.detokenizer import Detokenizer, StopStrings
@@ -85,6 +85,8 @@ class _Sample:
     shaper: Shaper
     reporter: Reporter | None  # where log-probabilities are wanted
     keeps_stop: bool  # a stop token is part of the text
+    confidence: Confidence | None  # so far, where it is wanted
+    hides_logprobs: bool  # they were not asked for themselves
     last_time: float | None = None  # of its last tokens
     num_shown: int = 0  # tokens that are not skipped
     is_overlap: bool = False  # ended because it repeated the suffix
@@ -103,8 +105,12 @@ class _Sample:
         text.token_ids = text.token_ids[num_skipped:]
         if self.reporter is not None:
             text.logprobs = self.reporter.read(text.token_ids, logprobs)
+        if self.confidence is not None:
+            self.confidence.add(text.logprobs)
+        if self.hides_logprobs:
+            text.logprobs = []
         if text.finish is not None:
-            text.fill = self.request.prompt.fill
+            text.fill, text.confidence = self.request.prompt.fill, self.confidence
         return text
 
     def _limited(self, delta: Delta) -> tuple[Delta, int]:
@@ -216,7 +222,11 @@ class Answer:
             detokenizer.control_bytes = self._tokenizer.control_bytes
         shaper = Shaper(Shape(prompt.crlf, call.min_indent, call.max_seconds))
         reporter = None if call.num_reported is None else Reporter(self._tokenizer, len(prompt.echo))
-        return _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string)
+        confidence = Confidence() if call.confidence else None
+        hides = call.num_logprobs is None and call.num_best is None
+        return _Sample(
+            request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string, confidence, hides_logprobs=hides
+        )
 
     async def started(self) -> None:
         """Waits for the first news from the engine. Raises the TabstopError that prevents an answer."""
