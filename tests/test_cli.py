@@ -50,7 +50,7 @@ def test_help_shows_every_option_with_its_help() -> None:
 
 def test_all_commands_are_listed() -> None:
     shown = run("--help").stdout
-    for command in ("serve", "generate", "fit", "version", *cli.MEASURING):
+    for command in ("serve", "generate", "fit", "version", *cli.MEASURING, *cli.EVALUATING):
         assert f"\n  {command} " in shown
     assert "compare" in run("bench", "--help").stdout
 

@@ -1,0 +1,57 @@
+"""HumanEval-Infilling against an endpoint: asks for every hole, runs every filled program, counts what passes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+
+from tabstop.evaluation import REQUEST_FAILED, Answer, Result, Task
+from tabstop.evaluation.ask import Question, ask, open_session
+from tabstop.evaluation.sandbox import run_program
+
+Progress = Callable[[Result], None]
+
+
+def program(task: Task, completion: str) -> str:
+    """The filled file with its test."""
+    return f"{task.prompt}{completion}{task.suffix}\n{task.test}\ncheck({task.entry_point})\n"
+
+
+def completion_of(answer: Answer, *, is_line: bool) -> str:
+    """A line without its end, which was the stop, gets it back."""
+    return answer.text + "\n" if is_line and not answer.text.endswith("\n") else answer.text
+
+
+async def judge(task: Task, answer: Answer, completion: str) -> Result:
+    """Runs the filled program, if there was an answer."""
+    error = REQUEST_FAILED if answer.problem else await run_program(program(task, completion))
+    return Result(
+        task_id=task.task_id,
+        passed=not error,
+        error=error,
+        completion=completion,
+        finish_reason=answer.finish_reason,
+        num_tokens=answer.num_tokens,
+        num_healed_tokens=answer.num_healed_tokens,
+        seconds=round(answer.seconds, 4),
+        problem=answer.problem,
+    )
+
+
+async def evaluate(question: Question, tasks: Sequence[Task], concurrency: int, on_result: Progress) -> None:
+    """All tasks, `concurrency` of them at a time; each goes to `on_result` as soon as it is decided."""
+    asking, running = asyncio.Semaphore(concurrency), asyncio.Semaphore(os.cpu_count() or 1)
+
+    async with open_session(question) as session:
+
+        async def one(task: Task) -> None:
+            async with asking:
+                answer = await ask(session, question, task)
+            async with running:
+                completion = "" if answer.problem else completion_of(answer, is_line=question.is_line)
+                on_result(await judge(task, answer, completion))
+
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                group.create_task(one(task))
