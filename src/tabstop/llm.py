@@ -21,6 +21,7 @@ from tabstop.engine.inproc import InprocClient
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
 from tabstop.outputs import NO_BEAMS, CompletionOutput, Logprob, RequestOutput, SamplingParams
 from tabstop.service import MAX_CHOICES, Service, make_service
+from tabstop.text import TextOptions
 from tabstop.text.messages import make_conversation, read_messages
 from tabstop.text.reporting import ReportedToken
 from tabstop.text.tokenizer import Tokenizer
@@ -60,7 +61,11 @@ class LLM:
         self._client = InprocClient(build_core(config))
         garbage.settle()
         self._service: Service = make_service(
-            checkpoint, [self._client], ServerConfig(max_num_samples=MAX_CHOICES), tokenizer=tokenizer, fim=config.fim
+            checkpoint,
+            [self._client],
+            ServerConfig(max_num_samples=MAX_CHOICES),
+            tokenizer=tokenizer,
+            options=TextOptions(config.fim, config.reasoning),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
