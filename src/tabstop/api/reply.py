@@ -82,7 +82,7 @@ class Reply(Response):
 def without_guesses(choices: list[TextDelta], min_confidence: float) -> list[TextDelta]:
     """Choices whose tokens had a lower mean log-probability lose their text and all that would tell it."""
     return [
-        replace(choice, text="", token_ids=[], logprobs=[], finish=FinishReason.STOP, stop_reason=None)
+        replace(choice, text="", reasoning="", token_ids=[], logprobs=[], finish=FinishReason.STOP, stop_reason=None)
         if choice.confidence is not None and choice.confidence.mean < min_confidence
         else choice
         for choice in choices
