@@ -7,7 +7,9 @@ event loop; texts are encoded in threads.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import math
 import secrets
 import time
 import zlib
@@ -27,6 +29,7 @@ from tabstop.errors import (
     DeadlineError,
     InputError,
     InternalError,
+    OverloadedError,
     TabstopError,
     UnknownModelError,
     from_code,
@@ -92,6 +95,10 @@ class ServiceLimits:
 
     max_num_samples: int = 32
     max_stop_strings: int = 64
+    max_logit_biases: int = 1024
+    max_prompt_tokens: int | None = None
+    max_request_tokens: int = 1 << 20  # prompts, and the completions of all samples
+    max_queue_age: float | None = None  # seconds
 
 
 class _Nobody:
@@ -150,6 +157,10 @@ class Service:
             for engine in model.engines:
                 _ = engine.info
 
+    def check_room(self) -> None:
+        """Raises OverloadedError when no engine would take a request."""
+        _check_room([engine for model in self.models for engine in model.engines])
+
     async def warm_up(self) -> None:
         """Lets every engine generate one real token. Raises what prevents it."""
         for model in self.models:
@@ -174,8 +185,11 @@ class Service:
                 "at once, or raise --max-num-waiting",
                 param="prompt",
             )
+        _check_room([engine], len(call.prompts))
         prompts = await asyncio.to_thread(encode_prompts, call, model.text, info, model.policy)
-        limits = [_limits(call, info, len(prompt.ids), time.perf_counter() - start_time) for prompt in prompts]
+        share = self._share(call, prompts)
+        seconds = time.perf_counter() - start_time
+        limits = [self._within(_limits(call, info, len(prompt.ids), seconds, share)) for prompt in prompts]
         answer = Answer(call, self.shown_name(call.model), model.text.tokenizer, self.observer, self.answers.discard)
         answer.start_time = start_time
         if self._log_prompts:
@@ -228,10 +242,49 @@ class Service:
             raise InputError("a stop string is empty; leave it out", param="stop")
         if sum(map(len, call.stop_strings)) > MAX_STOP_CHARACTERS:
             raise InputError(f"stop strings may have {MAX_STOP_CHARACTERS} characters together", param="stop")
+        if len(call.logit_bias) + len(call.banned_ids) > limits.max_logit_biases:
+            raise InputError(f"logit_bias may have {limits.max_logit_biases} tokens", param="logit_bias")
+
+    def _share(self, call: Call, prompts: Sequence[EncodedPrompt]) -> int:
+        """Tokens that each sample may have of what one request may. Raises InputError."""
+        longest, most = self.limits.max_prompt_tokens, self.limits.max_request_tokens
+        if longest is not None and max(len(prompt.ids) for prompt in prompts) > longest:
+            raise ContextLengthError(
+                f"a prompt has over {longest} tokens, which is all that this server takes; shorten it", param="prompt"
+            )
+        num_samples = len(prompts) * call.num_samples
+        share = (most - sum(len(prompt.ids) for prompt in prompts)) // num_samples
+        if share < (1 if call.max_tokens is None else call.max_tokens):
+            raise InputError(
+                f"the prompts and max_tokens of {num_samples} samples are more than the {most} tokens that one request "
+                "may take; send several requests, or ask for less",
+                param="max_tokens",
+            )
+        return share
+
+    def _within(self, limits: Limits) -> Limits:
+        age = self.limits.max_queue_age
+        return limits if age is None else structs.replace(limits, queue_ms=math.ceil(age * 1000))
 
 
-def _limits(call: Call, info: EngineInfo, num_prompt_tokens: int, seconds_spent: float) -> Limits:
-    """When the samples of a prompt end. Raises ContextLengthError, DeadlineError, InputError."""
+def _check_room(engines: Sequence[EngineClient], num_prompts: int = 1) -> None:
+    """Raises OverloadedError when no engine's queue has room, as far as it is known here; the engine has the last word.
+
+    So that a refusal costs no reading, no encoding and no step of the engine.
+    """
+    for engine in engines:
+        try:
+            info, stats = engine.info, engine.stats
+        except TabstopError:  # gone or loading: said where the request gets to it
+            return
+        num_free = max(0, info.max_num_seqs - stats.num_running)
+        if stats.num_waiting + engine.num_unreported - num_free + num_prompts <= info.max_num_waiting:
+            return
+    raise OverloadedError("the queue is full; retry later", retry_after=1)
+
+
+def _limits(call: Call, info: EngineInfo, num_prompt_tokens: int, seconds_spent: float, share: int) -> Limits:
+    """When the samples of a prompt end; `share`: at most. Raises ContextLengthError, DeadlineError, InputError."""
     room = info.max_model_len - num_prompt_tokens
     if room < 0 or (room == 0 and call.max_tokens != 0):
         raise too_long(str(num_prompt_tokens), info, "prompt")
@@ -241,7 +294,7 @@ def _limits(call: Call, info: EngineInfo, num_prompt_tokens: int, seconds_spent:
             f"this model's context of {info.max_model_len}: shorten the prompt, or ask for at most {room}",
             param="max_tokens",
         )
-    default = room if call.default_max_tokens is None else min(room, call.default_max_tokens)
+    default = min(room, share) if call.default_max_tokens is None else min(room, share, call.default_max_tokens)
     max_tokens = default if call.max_tokens is None else call.max_tokens
     if call.min_tokens > max_tokens:
         raise InputError(f"min_tokens is {call.min_tokens}, but at most {max_tokens} may come", param="min_tokens")
@@ -329,6 +382,8 @@ def make_service(
     return Service(
         [model],
         refuse_unknown=config.unknown_model == "refuse",
-        limits=ServiceLimits(config.max_num_samples, config.max_stop_strings),
+        limits=ServiceLimits(
+            **{field.name: getattr(config, field.name) for field in dataclasses.fields(ServiceLimits)}
+        ),
         log_prompts=config.log_prompts,
     )
