@@ -16,11 +16,13 @@ from typing import Protocol
 from tabstop.call import Call, Summary, TextDelta, Usage
 from tabstop.engine.client import EngineClient
 from tabstop.errors import DeadlineError, InternalError, TabstopError, UnavailableError, from_code
+from tabstop.grammar.specs import Thinking
 from tabstop.text.detokenizer import Detokenizer, StopStrings
 from tabstop.text.fim import FillReport
 from tabstop.text.reporting import ReportedPrompt, Reporter, report_prompt
 from tabstop.text.shaping import Shape, Shaper
 from tabstop.text.tokenizer import Tokenizer
+from tabstop.thoughts import Thoughts, shown_control
 from tabstop.types import Delta, FinishReason, Submit, TokenLogprobs
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class EncodedPrompt:
     stop_strings: tuple[str, ...] = ()  # beside the call's
     overlap: str = ""  # a stop string, too: the start of the suffix
     crlf: bool = False
+    thinking: Thinking | None = None  # what comes before the answer's text
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +88,7 @@ class _Sample:
     shaper: Shaper
     reporter: Reporter | None  # where log-probabilities are wanted
     keeps_stop: bool  # a stop token is part of the text
+    thoughts: Thoughts | None = None  # where reasoning is told apart
     last_time: float | None = None  # of its last tokens
     num_shown: int = 0  # tokens that are not skipped
     is_overlap: bool = False  # ended because it repeated the suffix
@@ -103,6 +107,8 @@ class _Sample:
         text.token_ids = text.token_ids[num_skipped:]
         if self.reporter is not None:
             text.logprobs = self.reporter.read(text.token_ids, logprobs)
+        if self.thoughts is not None:
+            self.thoughts.read(text)
         if text.finish is not None:
             text.fill = self.request.prompt.fill
         return text
@@ -212,11 +218,16 @@ class Answer:
             keep_stop_string=call.keep_stop_string,
             skip=len(prompt.healed),
         )
-        if call.show_control:
-            detokenizer.control_bytes = self._tokenizer.control_bytes
+        thinking = None if call.reasoning == "inline" else prompt.thinking
+        detokenizer.control_bytes = shown_control(self._tokenizer, call.show_control, thinking)
         shaper = Shaper(Shape(prompt.crlf, call.min_indent, call.max_seconds))
         reporter = None if call.num_reported is None else Reporter(self._tokenizer, len(prompt.echo))
-        return _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string)
+        thoughts = (
+            None
+            if thinking is None
+            else Thoughts(thinking, self._tokenizer, self.usage, is_hidden=call.reasoning == "hidden")
+        )
+        return _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string, thoughts)
 
     async def started(self) -> None:
         """Waits for the first news from the engine. Raises the TabstopError that prevents an answer."""
@@ -314,7 +325,7 @@ class Answer:
             return self.fail(DeadlineError("the deadline passed before the first token"))
         if text.finish is not None:
             self._end_sample(index, text.finish, is_known=delta.finish is not None)
-        if text.text or text.token_ids or text.finish is not None:
+        if text.text or text.reasoning or text.token_ids or text.finish is not None:
             self._push(text)
         return None
 

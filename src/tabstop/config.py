@@ -39,6 +39,11 @@ class EngineConfig:
     offline: bool = option(False, "never contact the Hub; use only what is on disk (HF_HUB_OFFLINE is respected too)")
     tokenizer: str | None = option(None, "folder or Hub id of another tokenizer than the checkpoint's own")
     fim: str = option("auto", "fill-in-the-middle family; 'auto' finds it in the vocabulary, 'off' uses none")
+    reasoning: str = option(
+        "auto",
+        "how a thinking model's reasoning is told from its answer: 'auto' finds it in the chat template, 'off', or "
+        "think, mistral, seed, granite",
+    )
     load_format: str = option("auto", "where weights come from", choices=("auto", "safetensors", "gguf", "dummy"))
     device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda"))
     dtype: str = option(
