@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import math
 import secrets
 import time
 import zlib
@@ -22,24 +21,20 @@ from tabstop.answer import Answer, EncodedPrompt, Observer
 from tabstop.call import Call, Summary
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
-from tabstop.encoding import PromptPolicy, encode_prompts, make_sampling, too_long
+from tabstop.encoding import PromptPolicy, encode_prompts, make_sampling
 from tabstop.engine.client import EngineClient
 from tabstop.errors import (
-    ContextLengthError,
-    DeadlineError,
-    InputError,
     InternalError,
-    OverloadedError,
     TabstopError,
     UnknownModelError,
     from_code,
 )
 from tabstop.grammar.specs import thinking_constraint
+from tabstop.limits import ServiceLimits, check_call, check_room, in_time, limits_of, share_of
 from tabstop.text import DEFAULT_OPTIONS, ModelText, TextOptions, load_text
 from tabstop.types import (
     CachePolicy,
     ConstraintSpec,
-    EngineInfo,
     Limits,
     Priority,
     RequestId,
@@ -51,12 +46,7 @@ from tabstop.types import (
 log = logging.getLogger(__name__)
 
 DEFAULT_POLICY = PromptPolicy()
-
-MAX_CHOICES = 1024
-"""Most samples of one call, over all of its prompts."""
-
-MAX_STOP_CHARACTERS = 8192
-"""All stop strings of a call together: their automaton has a state for each character."""
+DEFAULT_LIMITS = ServiceLimits()
 
 SEED_BITS = 63
 """Seeds of clients are taken modulo that many bits."""
@@ -90,18 +80,6 @@ class ServedModel:
         return self.engines[0].info.max_model_len
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceLimits:
-    """What a call may ask for at most."""
-
-    max_num_samples: int = 32
-    max_stop_strings: int = 64
-    max_logit_biases: int = 1024
-    max_prompt_tokens: int | None = None
-    max_request_tokens: int = 1 << 20  # prompts, and the completions of all samples
-    max_queue_age: float | None = None  # seconds
-
-
 class _Nobody:
     """An observer that does not look."""
 
@@ -119,7 +97,7 @@ class Service:
         models: Sequence[ServedModel],
         *,
         refuse_unknown: bool = False,
-        limits: ServiceLimits = ServiceLimits(),
+        limits: ServiceLimits = DEFAULT_LIMITS,
         route: Route = route_by_session,
         log_prompts: bool = False,
     ) -> None:
@@ -160,7 +138,7 @@ class Service:
 
     def check_room(self) -> None:
         """Raises OverloadedError when no engine would take a request."""
-        _check_room([engine for model in self.models for engine in model.engines])
+        check_room([engine for model in self.models for engine in model.engines])
 
     async def warm_up(self) -> None:
         """Lets every engine generate one real token. Raises what prevents it."""
@@ -176,21 +154,16 @@ class Service:
         Raises every TabstopError that a call can end with. Cancelling it leaves nothing behind.
         """
         start_time = time.perf_counter()
-        self._check(call)
         model = self.resolve(call.model)
         engine = self._route(call, model.engines)
         info = engine.info
-        if len(call.prompts) > info.max_num_waiting:  # later is no better: no 429
-            raise InputError(
-                f"{len(call.prompts)} prompts are more than the queue of {info.max_num_waiting} ever takes; send fewer "
-                "at once, or raise --max-num-waiting",
-                param="prompt",
-            )
-        _check_room([engine], len(call.prompts))
+        check_call(call, self.limits, info)
+        check_room([engine], len(call.prompts))
         prompts = await asyncio.to_thread(encode_prompts, call, model.text, info, model.policy)
-        share = self._share(call, prompts)
+        share = share_of(call, self.limits, prompts)
         seconds = time.perf_counter() - start_time
-        limits = [self._within(_limits(call, info, len(prompt.ids), seconds, share)) for prompt in prompts]
+        bounds = [limits_of(call, info, len(prompt.ids), share) for prompt in prompts]
+        limits = [in_time(bound, call, seconds, self.limits.max_queue_age) for bound in bounds]
         answer = Answer(call, self.shown_name(call.model), model.text.tokenizer, self.observer, self.answers.discard)
         answer.start_time = start_time
         if self._log_prompts:
@@ -227,88 +200,6 @@ class Service:
         if model.name not in self._noted:
             self._noted.add(model.name)
             log.warning("%s has no fill-in-the-middle tokens: prefixes are continued, suffixes ignored", model.name)
-
-    def _check(self, call: Call) -> None:
-        """Limits that hold whatever the dialect. Raises InputError."""
-        limits = self.limits
-        if not 1 <= call.num_samples <= limits.max_num_samples:
-            raise InputError(
-                f"n, or best_of, is {call.num_samples}; it must be 1 to {limits.max_num_samples}", param="n"
-            )
-        if not 1 <= len(call.prompts) * call.num_samples <= MAX_CHOICES:
-            raise InputError(f"prompts × n is not between 1 and {MAX_CHOICES}; send fewer prompts", param="prompt")
-        if len(call.stop_strings) > limits.max_stop_strings:
-            raise InputError(f"at most {limits.max_stop_strings} stop strings are allowed", param="stop")
-        if not all(call.stop_strings):
-            raise InputError("a stop string is empty; leave it out", param="stop")
-        if sum(map(len, call.stop_strings)) > MAX_STOP_CHARACTERS:
-            raise InputError(f"stop strings may have {MAX_STOP_CHARACTERS} characters together", param="stop")
-        if len(call.logit_bias) + len(call.banned_ids) > limits.max_logit_biases:
-            raise InputError(f"logit_bias may have {limits.max_logit_biases} tokens", param="logit_bias")
-
-    def _share(self, call: Call, prompts: Sequence[EncodedPrompt]) -> int:
-        """Tokens that each sample may have of what one request may. Raises InputError."""
-        longest, most = self.limits.max_prompt_tokens, self.limits.max_request_tokens
-        if longest is not None and max(len(prompt.ids) for prompt in prompts) > longest:
-            raise ContextLengthError(
-                f"a prompt has over {longest} tokens, which is all that this server takes; shorten it", param="prompt"
-            )
-        num_samples = len(prompts) * call.num_samples
-        share = (most - sum(len(prompt.ids) for prompt in prompts)) // num_samples
-        if share < (1 if call.max_tokens is None else call.max_tokens):
-            raise InputError(
-                f"the prompts and max_tokens of {num_samples} samples are more than the {most} tokens that one request "
-                "may take; send several requests, or ask for less",
-                param="max_tokens",
-            )
-        return share
-
-    def _within(self, limits: Limits) -> Limits:
-        age = self.limits.max_queue_age
-        return limits if age is None else structs.replace(limits, queue_ms=math.ceil(age * 1000))
-
-
-def _check_room(engines: Sequence[EngineClient], num_prompts: int = 1) -> None:
-    """Raises OverloadedError when no engine's queue has room, as far as it is known here; the engine has the last word.
-
-    So that a refusal costs no reading, no encoding and no step of the engine.
-    """
-    for engine in engines:
-        try:
-            info, stats = engine.info, engine.stats
-        except TabstopError:  # gone or loading: said where the request gets to it
-            return
-        num_free = max(0, info.max_num_seqs - stats.num_running)
-        if stats.num_waiting + engine.num_unreported - num_free + num_prompts <= info.max_num_waiting:
-            return
-    raise OverloadedError("the queue is full; retry later", retry_after=1)
-
-
-def _limits(call: Call, info: EngineInfo, num_prompt_tokens: int, seconds_spent: float, share: int) -> Limits:
-    """When the samples of a prompt end; `share`: at most. Raises ContextLengthError, DeadlineError, InputError."""
-    room = info.max_model_len - num_prompt_tokens
-    if room < 0 or (room == 0 and call.max_tokens != 0):
-        raise too_long(str(num_prompt_tokens), info, "prompt")
-    if call.max_tokens is not None and call.max_tokens > room:
-        raise ContextLengthError(
-            f"the prompt has {num_prompt_tokens} tokens and max_tokens is {call.max_tokens}; together they are over "
-            f"this model's context of {info.max_model_len}: shorten the prompt, or ask for at most {room}",
-            param="max_tokens",
-        )
-    default = min(room, share) if call.default_max_tokens is None else min(room, share, call.default_max_tokens)
-    max_tokens = default if call.max_tokens is None else call.max_tokens
-    if call.min_tokens > max_tokens:
-        raise InputError(f"min_tokens is {call.min_tokens}, but at most {max_tokens} may come", param="min_tokens")
-    deadline_ms = None if call.deadline_ms is None else call.deadline_ms - int(seconds_spent * 1000)
-    if deadline_ms is not None and deadline_ms <= 0:
-        raise DeadlineError("the deadline passed before the prompt was encoded")
-    return Limits(
-        max_tokens=max_tokens,
-        min_tokens=call.min_tokens,
-        stop_sets=() if call.ignore_eos else ("eos",),
-        stop_token_ids=call.stop_token_ids,
-        deadline_ms=deadline_ms,
-    )
 
 
 def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: EncodedPrompt, limits: Limits) -> Submit:
