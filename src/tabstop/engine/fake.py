@@ -83,6 +83,8 @@ class FakeEngine:
     delay: float = 0.0  # seconds before each token
     front_end: int = 0
     max_num_requests: int = 1024  # live ones; more are refused as the real queue refuses them
+    num_waiting: int = 0  # what stats say; nothing waits here
+    num_unreported: int = 0
     num_submitted: int = 0
     num_generated: int = 0
     num_finished: Counter[str] = field(default_factory=Counter)  # samples by FinishReason
@@ -123,6 +125,7 @@ class FakeEngine:
         self._check_alive()
         return Stats(
             num_running=len(self._requests),
+            num_waiting=self.num_waiting,
             num_generation_tokens=self.num_generated,
             aborts=dict(self.num_aborted),
             finished=dict(self.num_finished),
