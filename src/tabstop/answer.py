@@ -13,14 +13,16 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tabstop.call import Call, Summary, TextDelta, Usage
+from tabstop.call import Call, Confidence, Summary, TextDelta, Usage
 from tabstop.engine.client import EngineClient
 from tabstop.errors import DeadlineError, InternalError, TabstopError, UnavailableError, from_code
+from tabstop.grammar.specs import Thinking
 from tabstop.text.detokenizer import Detokenizer, StopStrings
 from tabstop.text.fim import FillReport
 from tabstop.text.reporting import ReportedPrompt, Reporter, report_prompt
 from tabstop.text.shaping import Shape, Shaper
 from tabstop.text.tokenizer import Tokenizer
+from tabstop.thoughts import Thoughts, shown_control
 from tabstop.types import Delta, FinishReason, Submit, TokenLogprobs
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class EncodedPrompt:
     stop_strings: tuple[str, ...] = ()  # beside the call's
     overlap: str = ""  # a stop string, too: the start of the suffix
     crlf: bool = False
+    thinking: Thinking | None = None  # what comes before the answer's text
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +88,9 @@ class _Sample:
     shaper: Shaper
     reporter: Reporter | None  # where log-probabilities are wanted
     keeps_stop: bool  # a stop token is part of the text
+    thoughts: Thoughts | None = None  # where reasoning is told apart
+    confidence: Confidence | None = None  # so far, where it is wanted
+    hides_logprobs: bool = False  # they were not asked for themselves
     last_time: float | None = None  # of its last tokens
     num_shown: int = 0  # tokens that are not skipped
     is_overlap: bool = False  # ended because it repeated the suffix
@@ -103,8 +109,14 @@ class _Sample:
         text.token_ids = text.token_ids[num_skipped:]
         if self.reporter is not None:
             text.logprobs = self.reporter.read(text.token_ids, logprobs)
+        if self.confidence is not None:
+            self.confidence.add(text.logprobs)
+        if self.hides_logprobs:
+            text.logprobs = []
+        if self.thoughts is not None:
+            self.thoughts.read(text)
         if text.finish is not None:
-            text.fill = self.request.prompt.fill
+            text.fill, text.confidence = self.request.prompt.fill, self.confidence
         return text
 
     def _limited(self, delta: Delta) -> tuple[Delta, int]:
@@ -189,6 +201,7 @@ class Answer:
         stream = engine.submit(submit)
         self.submits.append(submit)
         self.usage.num_prompt_tokens += len(prompt.ids) + prompt.num_healed
+        self._spend(len(prompt.ids) + prompt.num_healed)
         self.summary.num_healed_tokens += prompt.num_healed
         if prompt.fill is not None:
             self.summary.fills.append(prompt.fill)
@@ -211,11 +224,19 @@ class Answer:
             keep_stop_string=call.keep_stop_string,
             skip=len(prompt.healed),
         )
-        if call.show_control:
-            detokenizer.control_bytes = self._tokenizer.control_bytes
+        thinking = None if call.reasoning == "inline" else prompt.thinking
+        detokenizer.control_bytes = shown_control(self._tokenizer, call.show_control, thinking)
         shaper = Shaper(Shape(prompt.crlf, call.min_indent, call.max_seconds))
         reporter = None if call.num_reported is None else Reporter(self._tokenizer, len(prompt.echo))
-        return _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string)
+        thoughts = (
+            None
+            if thinking is None
+            else Thoughts(thinking, self._tokenizer, self.usage, is_hidden=call.reasoning == "hidden")
+        )
+        sample = _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string, thoughts)
+        sample.confidence = Confidence() if call.confidence else None
+        sample.hides_logprobs = call.num_logprobs is None and call.num_best is None
+        return sample
 
     async def started(self) -> None:
         """Waits for the first news from the engine. Raises the TabstopError that prevents an answer."""
@@ -314,7 +335,7 @@ class Answer:
             return self.fail(DeadlineError("the deadline passed before the first token"))
         if text.finish is not None:
             self._end_sample(index, text.finish, is_known=delta.finish is not None)
-        if text.text or text.token_ids or text.finish is not None:
+        if text.text or text.reasoning or text.token_ids or text.finish is not None:
             self._push(text)
         return None
 
@@ -334,12 +355,17 @@ class Answer:
     def _measure(self, sample: _Sample, num_tokens: int) -> None:
         now = time.perf_counter()
         self.usage.num_completion_tokens += num_tokens
+        self._spend(num_tokens)
         if self.summary.first_token_seconds is None:
             self.summary.first_token_seconds = self.usage.prompt_seconds = now - self.start_time
             self._observer.on_first_token(self.summary.model, now - self.start_time)
         elif sample.last_time is not None:
             self._observer.on_next_tokens(self.summary.model, now - sample.last_time, num_tokens)
         sample.last_time = now
+
+    def _spend(self, num_tokens: int) -> None:
+        if self.call.spend_tokens is not None:
+            self.call.spend_tokens(num_tokens)
 
     def _push(self, delta: TextDelta) -> None:
         if self.transcript is not None:

@@ -5,8 +5,9 @@ Filled by a dialect (api/<dialect>.py), read by the service. Nothing here is HTT
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
@@ -40,6 +41,9 @@ class Call:
     model: str = ""  # "" is the first model
     request_id: str = ""  # for logs
     tenant: str = ""  # from the key
+    spend_tokens: Callable[[int], None] | None = (
+        None  # told of every token of the prompts and of the answer as it comes
+    )
 
     temperature: float | None = None
     top_k: int | None = None
@@ -73,9 +77,12 @@ class Call:
     constraints: tuple[ConstraintSpec, ...] = ()  # what the text may be (grammar/specs.py)
     truncate_prompt: int | None = None  # to so many last tokens; 0: to what fits
     echo: bool = False  # the prompt's text comes first
+    reasoning: Literal["apart", "hidden", "inline"] = "inline"  # where a chat's thoughts go
     min_indent: int = 0  # a later line that is indented less ends the text
     max_seconds: float | None = None  # from the first token; ends the text once it has a line end
     healing: bool | None = None  # of the token that the cursor is in
+    confidence: bool = False  # say how likely each choice's tokens were
+    min_confidence: float | None = None  # a whole choice of a lower mean has no text. unit: nats
     distinct: bool = False  # of a whole answer's choices, only those that differ by more than blanks
 
     client: str = ""  # the program that asks, by its user agent
@@ -90,14 +97,35 @@ class Call:
 
     @property
     def num_reported(self) -> int | None:
-        """As num_logprobs, of what the engine is asked: ranking needs them, too."""
-        return 0 if self.num_logprobs is None and self.num_best is not None else self.num_logprobs
+        """As num_logprobs, of what the engine is asked: ranking and confidence need them, too."""
+        is_needed = self.num_best is not None or self.confidence
+        return 0 if self.num_logprobs is None and is_needed else self.num_logprobs
 
     @property
     def num_prompt_reported(self) -> int | None:
         """As num_prompt_logprobs, of what the engine is asked."""
         counts = [n for n in (self.num_prompt_logprobs, self.num_logprobs if self.echo else None) if n is not None]
         return max(counts, default=None)
+
+
+@dataclass(slots=True)
+class Confidence:
+    """How likely the model found a choice's tokens, an end token included. unit: nats (log-probabilities)"""
+
+    num_tokens: int = 0
+    total: float = 0.0
+    minimum: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(1, self.num_tokens)
+
+    def add(self, tokens: Sequence[ReportedToken]) -> None:
+        """The next tokens."""
+        for token in tokens:
+            self.num_tokens += 1
+            self.total += token.chosen.logprob
+            self.minimum = min(self.minimum, token.chosen.logprob)
 
 
 @dataclass(slots=True)
@@ -112,14 +140,18 @@ class TextDelta:
     fill: FillReport | None = None  # of a hole, beside `finish`
     logprobs: list[ReportedToken] = field(default_factory=list)  # one for each of token_ids, if they were asked for
     prompt: ReportedPrompt | None = None  # beside a choice's first text, if it was asked for
+    confidence: Confidence | None = None  # of the whole choice, beside `finish`, if it was asked for
+    reasoning: str = ""  # comes before `text`, also where a delta has both
 
     def append(self, later: TextDelta) -> None:
         """Takes over a later delta of the same choice."""
         self.text += later.text
+        self.reasoning += later.reasoning
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.prompt = self.prompt or later.prompt
         self.finish, self.stop_reason, self.fill = later.finish, later.stop_reason, later.fill
+        self.confidence = later.confidence
 
 
 def best_choices(choices: Sequence[TextDelta], call: Call) -> list[TextDelta]:
@@ -149,6 +181,7 @@ class Usage:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt tokens, found in the prefix cache
     num_completion_tokens: int = 0
+    num_reasoning_tokens: int = 0  # of them; counted where reasoning is told apart
     prompt_seconds: float = 0.0  # from the call to its first token
     seconds: float = 0.0  # from the call to its last end
 

@@ -39,6 +39,11 @@ class EngineConfig:
     offline: bool = option(False, "never contact the Hub; use only what is on disk (HF_HUB_OFFLINE is respected too)")
     tokenizer: str | None = option(None, "folder or Hub id of another tokenizer than the checkpoint's own")
     fim: str = option("auto", "fill-in-the-middle family; 'auto' finds it in the vocabulary, 'off' uses none")
+    reasoning: str = option(
+        "auto",
+        "how a thinking model's reasoning is told from its answer: 'auto' finds it in the chat template, 'off', or "
+        "think, mistral, seed, granite",
+    )
     load_format: str = option("auto", "where weights come from", choices=("auto", "safetensors", "gguf", "dummy"))
     device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda"))
     dtype: str = option(
@@ -103,9 +108,10 @@ class EngineConfig:
 class ServerConfig:
     """The HTTP side and the processes around it."""
 
-    host: str = option("127.0.0.1", "address to bind; anything but loopback needs --api-key or --insecure")
+    host: str = option("127.0.0.1", "address to bind; anything but loopback needs keys or --insecure")
     port: int = option(8000, "TCP port; 0 takes a free one", minimum=0, maximum=65535)
     api_key: str | None = option(None, "key that clients must send; prefer the environment variable")
+    key_file: str | None = option(None, "file of hashed keys (`tabstop key new`); SIGHUP reads it again")
     insecure: bool = option(False, "allow a public address without a key")
     num_front_ends: int | None = option(
         None, "HTTP processes; default: 1, from 8 cores on 4", unit="processes", minimum=1, maximum=256
@@ -114,6 +120,7 @@ class ServerConfig:
     unknown_model: str = option("serve", "what to do with other model names", choices=("serve", "refuse"))
     max_body_bytes: int = option(8 << 20, "largest request body", unit="bytes", minimum=1024)
     max_header_bytes: int = option(64 << 10, "largest path and headers of a request", unit="bytes", minimum=1024)
+    max_num_headers: int = option(128, "most headers of a request", unit="headers", minimum=8)
     header_timeout: float = option(
         10.0, "how long a client may take to send its headers", unit="seconds", minimum=0.1, maximum=3600
     )
@@ -123,8 +130,27 @@ class ServerConfig:
     send_timeout: float = option(
         60.0, "how long a client may leave its answer unread", unit="seconds", minimum=0.1, maximum=86_400
     )
+    max_connections_per_address: int | None = option(
+        None,
+        "connections that one address may have to a front end; default: no limit, since a proxy has them all",
+        unit="connections",
+        minimum=1,
+    )
+    max_open_requests: int = option(
+        4096, "requests that a front end has open at once; more are refused", unit="requests", minimum=1
+    )
     max_num_samples: int = option(32, "largest n of a request", minimum=1)
     max_stop_strings: int = option(64, "most stop strings of a request", minimum=0)
+    max_logit_biases: int = option(1024, "most tokens in logit_bias", unit="tokens", minimum=0, maximum=1024)
+    max_prompt_tokens: int | None = option(
+        None, "longest prompt; default: what the context holds", unit="tokens", minimum=1
+    )
+    max_request_tokens: int = option(
+        1 << 20, "all prompts of a request and max_tokens of all of its samples together", unit="tokens", minimum=1
+    )
+    max_queue_age: float = option(
+        600.0, "how long a request may wait before it is begun", unit="seconds", minimum=0.001, maximum=86_400
+    )
     transcode_fim: bool = option(True, "lay out raw prompts in another family's markers for the model that is served")
     token_healing: str = option(
         "off", "begin within the token that the cursor is in: never, in holes, always", choices=("off", "auto", "on")
@@ -150,11 +176,16 @@ class ServerConfig:
                 "the API key is empty, begins or ends with a blank, or has other than printable ASCII characters, so "
                 "no client could send it; choose another one, or leave it out to need none"
             )
-        if not self.is_loopback and not self.api_key and not self.insecure:
+        if not self.is_loopback and not self.needs_key and not self.insecure:
             raise ConfigError(
                 f"refusing to bind {self.host} without a key: anyone who reaches it could use the model; "
-                "set TABSTOP_API_KEY, bind 127.0.0.1, or pass --insecure"
+                "set TABSTOP_API_KEY or --key-file, bind 127.0.0.1, or pass --insecure"
             )
+
+    @property
+    def needs_key(self) -> bool:
+        """Also with an empty key file: then nobody gets in."""
+        return self.api_key is not None or self.key_file is not None
 
     @property
     def is_loopback(self) -> bool:
@@ -224,6 +255,12 @@ def from_environment(cls: type[Config], environment: Mapping[str, str] = os.envi
             except ValueError as error:
                 raise ConfigError(f"{variable} is {environment[variable]!r}; it must be {error}") from None
     return cls(**values | {name: value for name, value in given.items() if value is not None})
+
+
+def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the server's own processes inherit: no secret that they do not need, since it can be read there."""
+    secrets = ("TABSTOP_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    return {name: value for name, value in environment.items() if name not in secrets}
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:

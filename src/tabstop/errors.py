@@ -13,6 +13,7 @@ TabstopError
 │   └── RequestTimeoutError (408)     the client took too long to send its request
 ├── AuthenticationError (401) · ForbiddenError (403)
 ├── OverloadedError (429)             queue full or a limit reached; retry later
+│   └── RateLimitError (429)          a ceiling of the key
 ├── UnavailableError (503)            starting, draining
 │   └── EngineDeadError (503)         the engine process is gone
 ├── DeadlineError (504)
@@ -91,6 +92,10 @@ class OverloadedError(TabstopError):
     status = 429
     code = "overloaded"
     openai_type = "rate_limit_error"
+
+
+class RateLimitError(OverloadedError):
+    code = "rate_limit_exceeded"
 
 
 class UnavailableError(TabstopError):

@@ -135,7 +135,7 @@ def test_unsupported_parameters_are_refused_by_name(name: str) -> None:
 CHAT_REFUSED: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "f"}}], "chat_template": "{{ x }}",
     "functions": [{"name": "f"}], "modalities": ["text", "audio"], "documents": [{"x": 1}],
-    "tool_choice": "required", "chat_template_kwargs": {"enable_thinking": False}, "echo": True,
+    "tool_choice": "required", "chat_template_kwargs": {"messages": []}, "echo": True,
 }  # fmt: skip
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from tabstop.api.constraints import constraints_of
 from tabstop.api.errors import error_object
+from tabstop.api.holes import confidence_object, fill_object, hole_fields, surroundings
 from tabstop.api.logprobs import (
     NO_PROMPTS,
     PromptShown,
@@ -25,13 +26,12 @@ from tabstop.api.logprobs import (
     prompt_logprobs,
 )
 from tabstop.api.sampling import chat_num_logprobs, completion_num_logprobs, num_prompt_logprobs, sampling_fields
-from tabstop.api.schema import AroundHole, ChatBody, CompletionBody, FileBody, Generation, Refused
+from tabstop.api.schema import ChatBody, CompletionBody, Generation, Refused
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
 from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
-from tabstop.text.fim_frames import DEFAULT_PATH, SourceFile, Surroundings
-from tabstop.text.messages import make_conversation
+from tabstop.text.messages import make_conversation, read_switches
 from tabstop.text.reporting import ReportedToken
 from tabstop.types import FinishReason, Priority
 
@@ -69,6 +69,8 @@ class Caller:
     request_id: str = ""
     tenant: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    best_priority: Priority = Priority.INTERACTIVE  # a request that asks for a better class gets this one
+    spend_tokens: Callable[[int], None] | None = None
 
 
 # ---- body → Call
@@ -80,18 +82,14 @@ def completion_call(body: CompletionBody, caller: Caller) -> Call:
     prompts: Sequence[Prompt] = prompts_of(body.prompt, bos)
     if body.suffix or body.files:
         prompts = [_hole(prompt, body) for prompt in prompts]
-    if body.distinct and body.stream:
-        raise InputError("distinct needs the whole answer; leave stream out", param="distinct")
     return Call(
         prompts=tuple(prompts),
-        healing=body.token_healing,
-        distinct=bool(body.distinct),
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         echo=bool(body.echo),
         num_logprobs=completion_num_logprobs(body),
         num_prompt_logprobs=num_prompt_logprobs(body),
-        **shared(body, caller),
+        **shared(body, caller) | hole_fields(body),
     )
 
 
@@ -101,15 +99,9 @@ def _hole(prompt: Prompt, body: CompletionBody) -> Hole:
     return Hole(prompt.text, body.suffix or "", surroundings(body), body.fim_order or "")
 
 
-def surroundings(body: AroundHole, more: Sequence[FileBody] = ()) -> Surroundings:
-    """What a body says around its hole; `more` files come first."""
-    files = [SourceFile(file.path or file.filename or DEFAULT_PATH, file.text) for file in (*more, *(body.files or ()))]
-    return Surroundings(tuple(files), body.repo_name or "", body.path or "", body.language or "")
-
-
 def chat_call(body: ChatBody, caller: Caller) -> Call:
     """Raises InputError or NotSupportedError, naming the parameter."""
-    _refuse_unsupported(body, ("chat_template", "chat_template_kwargs", "documents", "modalities", "audio", "echo"))
+    _refuse_unsupported(body, ("chat_template", "documents", "modalities", "audio", "echo"))
     if body.tool_choice != "none":
         _refuse_unsupported(body, ("tools", "tool_choice"))
     if body.function_call != "none":
@@ -117,13 +109,21 @@ def chat_call(body: ChatBody, caller: Caller) -> Call:
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     fields = shared(body, caller)
     fields |= {"num_logprobs": chat_num_logprobs(body), "num_prompt_logprobs": num_prompt_logprobs(body)}
-    return Call(prompts=(conversation(body),), max_tokens=max_tokens, **fields)
+    return Call(prompts=(conversation(body),), max_tokens=max_tokens, reasoning=_reasoning(body), **fields)
 
 
 def conversation(body: Any) -> Conversation:
     """Of a ChatBody, TokenizeBody or TemplateBody. A last message of the assistant is the beginning of the answer."""
     asked = getattr(body, "continue_final_message", None)
-    return make_conversation(body.messages, body.add_generation_prompt is not False, asked)
+    switches = read_switches(body.chat_template_kwargs, body.reasoning_effort)
+    return make_conversation(body.messages, body.add_generation_prompt is not False, asked, switches=switches)
+
+
+def _reasoning(body: ChatBody) -> Literal["apart", "hidden", "inline"]:
+    """Where thoughts go, in the words of vLLM, SGLang and llama.cpp."""
+    if body.separate_reasoning is False or body.reasoning_format == "none":
+        return "inline"
+    return "hidden" if body.include_reasoning is False else "apart"
 
 
 def prompts_of(prompt: str | list[Any] | None, bos: bool) -> list[Prompt]:
@@ -152,6 +152,7 @@ def shared(body: Generation, caller: Caller) -> dict[str, Any]:
         "model": body.model or "",
         "request_id": caller.request_id,
         "tenant": caller.tenant,
+        "spend_tokens": caller.spend_tokens,
         "client": caller.headers.get("user-agent", ""),
         **sampling_fields(body),
         "constraints": constraints_of(body),
@@ -160,7 +161,7 @@ def shared(body: Generation, caller: Caller) -> dict[str, Any]:
         "stop_token_ids": tuple(body.stop_token_ids or ()),
         "ignore_eos": bool(body.ignore_eos),
         "keep_stop_string": bool(body.include_stop_str_in_output),
-        "priority": _priority(body.priority or caller.headers.get("x-priority")),
+        "priority": max(_priority(body.priority or caller.headers.get("x-priority")), caller.best_priority),
         "deadline_ms": _deadline_ms(body, caller),
         "session": _first(body.session, body.prompt_cache_key, body.user, caller.headers.get("x-session-id")),
         "cache_salt": body.cache_salt or "",
@@ -286,40 +287,31 @@ class ChatFormat(OpenAIFormat):
         return b"".join(self._event([_chat_choice(index, "delta", role)]) for index in range(self._num_choices))
 
     def delta(self, delta: TextDelta) -> bytes:
-        content = b""
-        if delta.text or delta.logprobs:
+        content, logprobs = b"", delta.logprobs
+        if delta.reasoning:
+            shown = {"reasoning_content": delta.reasoning}
+            content = self._event([_chat_choice(delta.index, "delta", shown, logprobs=logprobs)])
+            logprobs = []
+        if delta.text or logprobs:
             shown = {"content": delta.text}
-            content = self._event([_chat_choice(delta.index, "delta", shown, logprobs=delta.logprobs)])
+            content += self._event([_chat_choice(delta.index, "delta", shown, logprobs=logprobs)])
         return content + (self._event([_chat_choice(delta.index, "delta", {}, delta)]) if delta.finish else b"")
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
         return self._whole(chat_choices(choices, "message"), usage, **self._listed(choices[0]))
 
 
-def fill_object(fill: FillReport | None) -> dict[str, Any]:
-    """`tabstop` of an answer: how its (first) hole was filled; nothing where there was none."""
-    if fill is None:
-        return {}
-    shown: dict[str, Any] = {"fim": fill.family or False}
-    if fill.order:
-        shown["order"] = fill.order
-    if fill.cut_tokens:
-        shown["cut_tokens"] = fill.cut_tokens
-    if fill.healed_tokens:
-        shown["healed_tokens"] = fill.healed_tokens
-    if fill.transcoded:
-        shown["transcoded"] = fill.transcoded
-    return {"tabstop": shown}
-
-
 def usage_object(usage: Usage) -> dict[str, Any]:
     """OpenAI's usage, always with the cached tokens."""
-    return {
+    counts: dict[str, Any] = {
         "prompt_tokens": usage.num_prompt_tokens,
         "completion_tokens": usage.num_completion_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
     }
+    if usage.num_reasoning_tokens:
+        counts["completion_tokens_details"] = {"reasoning_tokens": usage.num_reasoning_tokens}
+    return counts
 
 
 def _event(content: dict[str, Any]) -> bytes:
@@ -329,8 +321,9 @@ def _event(content: dict[str, Any]) -> bytes:
 def _finish(delta: TextDelta | None) -> dict[str, Any]:
     if delta is None or delta.finish is None:
         return {"finish_reason": None}
-    finish = {"finish_reason": FINISH_REASONS[delta.finish]}
-    return finish | ({} if delta.stop_reason is None else {"stop_reason": delta.stop_reason})
+    finish: dict[str, Any] = {"finish_reason": FINISH_REASONS[delta.finish]}
+    finish |= {} if delta.stop_reason is None else {"stop_reason": delta.stop_reason}
+    return finish | confidence_object(delta.confidence)
 
 
 def chat_choices(choices: Sequence[TextDelta], key: str) -> list[dict[str, Any]]:
@@ -340,12 +333,16 @@ def chat_choices(choices: Sequence[TextDelta], key: str) -> list[dict[str, Any]]
         _chat_choice(
             choice.index,
             key,
-            role | ({"content": choice.text} if role or choice.text else {}),
+            role | _thoughts(choice) | ({"content": choice.text} if role or choice.text else {}),
             choice,
             logprobs=choice.logprobs,
         )
         for choice in choices
     ]
+
+
+def _thoughts(choice: TextDelta) -> dict[str, str]:
+    return {"reasoning_content": choice.reasoning} if choice.reasoning else {}
 
 
 def _chat_choice(

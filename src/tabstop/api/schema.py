@@ -129,6 +129,8 @@ class AroundHole(Generation, kw_only=True):
     fim_order: Literal["psm", "spm"] | None = None
     token_healing: bool | None = None
     distinct: bool | None = None
+    confidence: bool | None = None
+    min_confidence: Annotated[float, Meta(ge=-1000, le=0)] | None = None
 
 
 class CompletionBody(AroundHole, kw_only=True):
@@ -185,13 +187,17 @@ class ChatBody(Generation, kw_only=True):
     max_completion_tokens: Count | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template_kwargs: Any = None  # switches of text/messages.py
+    reasoning_effort: Name | None = None
+    include_reasoning: bool | None = None
+    separate_reasoning: bool | None = None
+    reasoning_format: Name | None = None
     # refused as those above
     tools: Any = None
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
     chat_template: Any = None
-    chat_template_kwargs: Any = None
     documents: Any = None
     modalities: Any = None
     audio: Any = None
@@ -206,6 +212,9 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     add_special_tokens: bool = True
     messages: list[MessageBody] | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool | None = None
+    chat_template_kwargs: Any = None
+    reasoning_effort: Name | None = None
     content: str | None = None
     add_special: bool = False
     parse_special: bool = True
@@ -218,6 +227,9 @@ class TemplateBody(msgspec.Struct, kw_only=True):
     messages: Messages
     model: Name | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool | None = None
+    chat_template_kwargs: Any = None
+    reasoning_effort: Name | None = None
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True):

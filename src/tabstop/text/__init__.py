@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tabstop.text.chat import ChatTemplate
     from tabstop.text.fim import FillIn
     from tabstop.text.healing import Healer
+    from tabstop.text.reasoning import Reasoning
     from tabstop.text.tokenizer import Tokenizer
     from tabstop.types import Sampling
 
@@ -26,12 +27,24 @@ class ModelText:
     sampling: Sampling  # where a client gives no value
     fill: FillIn  # how it fills holes in files
     healer: Healer  # takes prompts back to where their tokens are stable
+    reasoning: Reasoning | None = None  # how its thoughts in a chat are told from its answer; None: it has none
 
 
-def load_text(checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, fim: str = "auto") -> ModelText:
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """What of a model's texts is not left to its checkpoint."""
+
+    fim: str = "auto"  # auto, off or the family in whose layout holes are filled (--fim)
+    reasoning: str = "auto"  # auto, off or a style of text/reasoning.py (--reasoning)
+
+
+DEFAULT_OPTIONS = TextOptions()
+
+
+def load_text(
+    checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, options: TextOptions = DEFAULT_OPTIONS
+) -> ModelText:
     """The text side of a checkpoint; tokenizer and template from another checkpoint if one is given (--tokenizer).
-
-    `fim`: auto, off or the family in whose layout holes are filled (--fim).
 
     Raises StartupError subclasses.
     """
@@ -39,14 +52,17 @@ def load_text(checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, fim: 
     from tabstop.text.defaults import sampling_defaults
     from tabstop.text.fim import load_fill_in
     from tabstop.text.healing import Healer
+    from tabstop.text.reasoning import find_reasoning
     from tabstop.text.tokenizer import load_tokenizer
 
     source = tokenizer or checkpoint
     loaded = load_tokenizer(source)
+    template = load_chat_template(source.tokenizer_config)
     return ModelText(
         loaded,
-        load_chat_template(source.tokenizer_config),
+        template,
         sampling_defaults(checkpoint),
-        load_fill_in(checkpoint, loaded, fim),
+        load_fill_in(checkpoint, loaded, options.fim),
         Healer(loaded.token_bytes),
+        find_reasoning(options.reasoning, template.source if template else None),
     )
