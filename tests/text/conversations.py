@@ -72,7 +72,12 @@ CONVERSATIONS: dict[str, Body] = {
     "calls one after the other": {
         "messages": [
             *said(HI),
-            *(calls(NOTHING), result(*NOTHING[:2], ""), calls(SECOND, content="And now:"), result(*SECOND[:2], "\nb\n")),
+            *(
+                calls(NOTHING),
+                result(*NOTHING[:2], ""),
+                calls(SECOND, content="And now:"),
+                result(*SECOND[:2], "\nb\n"),
+            ),
         ],
         "tools": [RUN],
     },

@@ -23,7 +23,8 @@ from tests.text.conversations import CONVERSATIONS, Body
 from tests.text.fim_vocabularies import byte_level_definition, sentencepiece_definition
 
 HEADER = re.compile(r"\{#-(.*?)-?#\}", re.DOTALL)
-LIKELY_TOKENS = re.compile(r"<\|[^<>|{}'\n ]{1,40}\|>|<｜[^<>{}'\n]{1,40}｜>|</?[a-z_]{1,20}>|\[/?[A-Z_]{2,20}\]")
+LIKELY_TOKENS = re.compile(r"<\|[^<>|{}'\n ]{1,40}\|>|<｜[^<>{}'\n]{1,40}｜>|\[/?[A-Z_]{2,20}\]")
+LIKELY_ADDED = re.compile(r"</?(?:think|tool_call|tool_response|arg_key|arg_value|tools)>")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def read_family(path: Path) -> Family:
         return Family(source, **lists, shapes=shapes, **given)
     special = tuple(dict.fromkeys(["<s>", "</s>", *LIKELY_TOKENS.findall(source)]))
     shapes = tuple((objects, none) for objects in (True, False) for none in (False, True))
-    return Family(source, special, tokens={"bos_token": "<s>", "eos_token": "</s>"}, shapes=shapes)
+    added = tuple(dict.fromkeys(LIKELY_ADDED.findall(source)))
+    return Family(source, special, added, tokens={"bos_token": "<s>", "eos_token": "</s>"}, shapes=shapes)
 
 
 def conversation(body: Body) -> Conversation:
