@@ -21,7 +21,9 @@ from tabstop.text.fim import FillReport
 from tabstop.text.reporting import ReportedPrompt, Reporter, report_prompt
 from tabstop.text.shaping import Shape, Shaper
 from tabstop.text.tokenizer import Tokenizer
-from tabstop.types import Delta, FinishReason, Submit, TokenLogprobs
+from tabstop.tools import ToolFormat
+from tabstop.tools.reader import CallReader
+from tabstop.types import ConstraintSpec, Delta, FinishReason, Submit, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class EncodedPrompt:
     stop_strings: tuple[str, ...] = ()  # beside the call's
     overlap: str = ""  # a stop string, too: the start of the suffix
     crlf: bool = False
+    constraints: tuple[ConstraintSpec, ...] | None = None  # instead of the call's
+    tools: ToolFormat | None = None  # calls of the call's tools are read out of the text
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +89,7 @@ class _Sample:
     shaper: Shaper
     reporter: Reporter | None  # where log-probabilities are wanted
     keeps_stop: bool  # a stop token is part of the text
+    calls: CallReader | None  # where tools may be called
     last_time: float | None = None  # of its last tokens
     num_shown: int = 0  # tokens that are not skipped
     is_overlap: bool = False  # ended because it repeated the suffix
@@ -97,6 +102,8 @@ class _Sample:
         text.text = self.shaper.feed(text.text)
         if self.shaper.is_done and text.finish is not FinishReason.STOP:
             text.finish, text.stop_reason = FinishReason.LENGTH, None
+        if self.calls is not None:
+            self._read_calls(self.calls, text)
         text.text, self.echo = self.echo + text.text, ""
         text.prompt, self.has_prompt = None if self.has_prompt else self.request.report, True
         logprobs = delta.logprobs[num_skipped : len(text.token_ids)]  # those of cut tokens are cut with them
@@ -106,6 +113,19 @@ class _Sample:
         if text.finish is not None:
             text.fill = self.request.prompt.fill
         return text
+
+    @staticmethod
+    def _read_calls(calls: CallReader, text: TextDelta) -> None:
+        """Takes them out of the text."""
+        text.text, text.calls = calls.feed(text.text)
+        if calls.is_done and text.finish is None:
+            text.finish = FinishReason.STOP
+        if text.finish is not None:
+            is_cut = text.finish is not FinishReason.STOP or text.stop_reason is not None
+            rest, pieces = calls.finish(is_cut=is_cut)
+            text.text += rest
+            text.calls += pieces
+            text.has_calls = calls.num_calls > 0
 
     def _limited(self, delta: Delta) -> tuple[Delta, int]:
         """The delta without tokens beyond the client's limit, and how many of its tokens are skipped."""
@@ -215,7 +235,11 @@ class Answer:
             detokenizer.control_bytes = self._tokenizer.control_bytes
         shaper = Shaper(Shape(prompt.crlf, call.min_indent, call.max_seconds))
         reporter = None if call.num_reported is None else Reporter(self._tokenizer, len(prompt.echo))
-        return _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string)
+        calls = None
+        if prompt.tools is not None and call.tools is not None:
+            calls = CallReader(prompt.tools, call.tools)
+            detokenizer.control_bytes = detokenizer.control_bytes or self._tokenizer.spellings_of(prompt.tools.markers)
+        return _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string, calls)
 
     async def started(self) -> None:
         """Waits for the first news from the engine. Raises the TabstopError that prevents an answer."""
@@ -313,7 +337,7 @@ class Answer:
             return self.fail(DeadlineError("the deadline passed before the first token"))
         if text.finish is not None:
             self._end_sample(index, text.finish, is_known=delta.finish is not None)
-        if text.text or text.token_ids or text.finish is not None:
+        if text.text or text.calls or text.token_ids or text.finish is not None:
             self._push(text)
         return None
 
@@ -342,7 +366,7 @@ class Answer:
 
     def _push(self, delta: TextDelta) -> None:
         if self.transcript is not None:
-            self.transcript.append(f"[{delta.index}]{delta.text}")
+            self.transcript.append(f"[{delta.index}]{delta.text}{delta.calls or ''}")
         waiting = self._waiting.get(delta.index)
         if waiting is None:
             self._waiting[delta.index] = delta

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
 from tabstop.text.reporting import ReportedPrompt, ReportedToken
+from tabstop.tools import CallPiece, ToolUse
 from tabstop.types import ConstraintSpec, FinishReason, Priority
 
 
@@ -71,6 +72,7 @@ class Call:
     keep_stop_string: bool = False  # leave it, or a stop token, at the end of the text
     show_control: bool = False  # control tokens, by their names
     constraints: tuple[ConstraintSpec, ...] = ()  # what the text may be (grammar/specs.py)
+    tools: ToolUse | None = None  # the answer may call them; what the model is told of them is the conversation's
     truncate_prompt: int | None = None  # to so many last tokens; 0: to what fits
     echo: bool = False  # the prompt's text comes first
     min_indent: int = 0  # a later line that is indented less ends the text
@@ -112,6 +114,8 @@ class TextDelta:
     fill: FillReport | None = None  # of a hole, beside `finish`
     logprobs: list[ReportedToken] = field(default_factory=list)  # one for each of token_ids, if they were asked for
     prompt: ReportedPrompt | None = None  # beside a choice's first text, if it was asked for
+    calls: list[CallPiece] = field(default_factory=list)  # of tools, new beside the text
+    has_calls: bool = False  # beside `finish`: the choice calls tools
 
     def append(self, later: TextDelta) -> None:
         """Takes over a later delta of the same choice."""
@@ -119,6 +123,8 @@ class TextDelta:
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.prompt = self.prompt or later.prompt
+        self.calls += later.calls
+        self.has_calls = later.has_calls
         self.finish, self.stop_reason, self.fill = later.finish, later.stop_reason, later.fill
 
 

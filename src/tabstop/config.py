@@ -119,6 +119,9 @@ class ServerConfig:
     token_healing: str = option(
         "off", "begin within the token that the cursor is in: never, in holes, always", choices=("off", "auto", "on")
     )
+    tool_format: str = option(
+        "auto", "how the model writes calls of tools; 'auto' asks its chat template, 'off' refuses tools"
+    )
     drain_timeout: float = option(
         30.0, "how long SIGTERM waits for open requests", unit="seconds", minimum=0, maximum=86_400
     )

@@ -127,7 +127,9 @@ class Guidance:
         self._tokenizer = LLTokenizer(TokenizerWrapper(_Tokens(vocabulary)), eos_token=[vocabulary.size])
 
     def compile(self, grammar: str, before: bytes, name: str) -> Grammar:
-        """`grammar`: one entry of llguidance's list of grammars, as JSON. `name`: of what the client sent.
+        """`grammar`: one entry of llguidance's list of grammars, as JSON; with nothing before it, also several.
+
+        `name`: of what the client sent.
 
         Raises InputError, OverloadedError.
         """
@@ -231,7 +233,7 @@ class _Tokens:
 
 def compile_json_schema(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
     """`value`: the schema as JSON."""
-    _check_size(value, vocabulary.limits, "the JSON schema")
+    check_size(value, vocabulary.limits, "the JSON schema")
     schema = prepared(value, vocabulary.limits.max_depth)
     return vocabulary.guidance.compile(schema, before, "the JSON schema")
 
@@ -241,14 +243,14 @@ def compile_regex(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Gr
 
     `\\d` and `\\w` are ASCII, as JSON schemas have them.
     """
-    _check_size(value, vocabulary.limits, "the regular expression")
+    check_size(value, vocabulary.limits, "the regular expression")
     lark = f"start: /{llguidance.regex_to_lark(value, 'dw')}/"
     return vocabulary.guidance.compile(json.dumps({"lark_grammar": lark}), before, "the regular expression")
 
 
 def compile_choice(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
     """`value`: a list of texts as JSON."""
-    _check_size(value, vocabulary.limits, "the list of choices")
+    check_size(value, vocabulary.limits, "the list of choices")
     choices = json.loads(value)
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise InputError("choices must be a list of at least one text")
@@ -258,18 +260,18 @@ def compile_choice(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> G
 
 def compile_lark(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
     """`value`: a grammar in llguidance's dialect of Lark; its rule `start` is the text."""
-    _check_size(value, vocabulary.limits, "the grammar")
+    check_size(value, vocabulary.limits, "the grammar")
     return vocabulary.guidance.compile(json.dumps({"lark_grammar": value}), before, "the grammar")
 
 
 def compile_gbnf(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
     """`value`: a grammar in llama.cpp's GBNF; its rule `root` is the text."""
-    _check_size(value, vocabulary.limits, "the grammar")
+    check_size(value, vocabulary.limits, "the grammar")
     if len(value) > MAX_GBNF:
         raise InputError(f"a GBNF grammar has at most {MAX_GBNF} characters; write a larger one in Lark")
     try:
         lark = gbnf_to_lark(re.sub(r"\\(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", _character, value, flags=re.DOTALL))
-        _check_size(lark, vocabulary.limits, "the grammar")
+        check_size(lark, vocabulary.limits, "the grammar")
     except (RecursionError, OverflowError):
         raise InputError("the grammar is nested too deeply, or names no character") from None
     except InputError:
@@ -306,7 +308,8 @@ def _quoted(text: str) -> str:
     return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped) + '"'
 
 
-def _check_size(value: Any, limits: GrammarLimits, name: str) -> None:
+def check_size(value: Any, limits: GrammarLimits, name: str) -> None:
+    """Raises InputError for what is no text, or too long a one."""
     if not isinstance(value, str):
         raise InputError(f"{name} must be a text")
     try:

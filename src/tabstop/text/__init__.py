@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tabstop.text.fim import FillIn
     from tabstop.text.healing import Healer
     from tabstop.text.tokenizer import Tokenizer
+    from tabstop.tools import ToolFormat
     from tabstop.types import Sampling
 
 
@@ -26,12 +27,15 @@ class ModelText:
     sampling: Sampling  # where a client gives no value
     fill: FillIn  # how it fills holes in files
     healer: Healer  # takes prompts back to where their tokens are stable
+    tools: ToolFormat | None = None  # how it writes calls; None: it calls nothing
 
 
-def load_text(checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, fim: str = "auto") -> ModelText:
+def load_text(
+    checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, fim: str = "auto", tool_format: str = "auto"
+) -> ModelText:
     """The text side of a checkpoint; tokenizer and template from another checkpoint if one is given (--tokenizer).
 
-    `fim`: auto, off or the family in whose layout holes are filled (--fim).
+    `fim`: auto, off or the family in whose layout holes are filled (--fim). `tool_format`: as --tool-format says.
 
     Raises StartupError subclasses.
     """
@@ -40,13 +44,16 @@ def load_text(checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, fim: 
     from tabstop.text.fim import load_fill_in
     from tabstop.text.healing import Healer
     from tabstop.text.tokenizer import load_tokenizer
+    from tabstop.tools import load_format
 
     source = tokenizer or checkpoint
     loaded = load_tokenizer(source)
+    template = load_chat_template(source.tokenizer_config)
     return ModelText(
         loaded,
-        load_chat_template(source.tokenizer_config),
+        template,
         sampling_defaults(checkpoint),
         load_fill_in(checkpoint, loaded, fim),
         Healer(loaded.token_bytes),
+        load_format(template.source if template else None, tool_format),
     )
