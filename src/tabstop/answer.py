@@ -209,6 +209,7 @@ class Answer:
         stream = engine.submit(submit)
         self.submits.append(submit)
         self.usage.num_prompt_tokens += len(prompt.ids) + prompt.num_healed
+        self._spend(len(prompt.ids) + prompt.num_healed)
         self.summary.num_healed_tokens += prompt.num_healed
         if prompt.fill is not None:
             self.summary.fills.append(prompt.fill)
@@ -357,12 +358,17 @@ class Answer:
     def _measure(self, sample: _Sample, num_tokens: int) -> None:
         now = time.perf_counter()
         self.usage.num_completion_tokens += num_tokens
+        self._spend(num_tokens)
         if self.summary.first_token_seconds is None:
             self.summary.first_token_seconds = self.usage.prompt_seconds = now - self.start_time
             self._observer.on_first_token(self.summary.model, now - self.start_time)
         elif sample.last_time is not None:
             self._observer.on_next_tokens(self.summary.model, now - sample.last_time, num_tokens)
         sample.last_time = now
+
+    def _spend(self, num_tokens: int) -> None:
+        if self.call.spend_tokens is not None:
+            self.call.spend_tokens(num_tokens)
 
     def _push(self, delta: TextDelta) -> None:
         if self.transcript is not None:

@@ -5,7 +5,7 @@ Filled by a dialect (api/<dialect>.py), read by the service. Nothing here is HTT
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tabstop.text.chat import Conversation
@@ -41,6 +41,9 @@ class Call:
     model: str = ""  # "" is the first model
     request_id: str = ""  # for logs
     tenant: str = ""  # from the key
+    spend_tokens: Callable[[int], None] | None = (
+        None  # told of every token of the prompts and of the answer as it comes
+    )
 
     temperature: float | None = None
     top_k: int | None = None

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from tabstop import pipes
+from tabstop.config import child_environment
 from tabstop.pipes import Event
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=descriptors,
+            env=child_environment(),
             process_group=0,
         )
         child = Child(name, process)

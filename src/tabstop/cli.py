@@ -187,6 +187,48 @@ def version() -> None:
     print(tabstop.__version__)
 
 
+key_app = typer.Typer(no_args_is_help=True, help="Make keys for --key-file.")
+app.add_typer(key_app, name="key")
+
+
+@key_app.callback()
+def key_commands() -> None: ...
+
+
+@key_app.command("new")
+def new_key(
+    *,
+    name: Annotated[str, typer.Option(help="how the file, logs and people call the key")],
+    scope: Annotated[str, typer.Option(help="what it may do: infer, admin, or both with a comma")] = "infer",
+    tenant: Annotated[str | None, typer.Option(help="who shares cached prompts; default: the key alone")] = None,
+    priority: Annotated[str, typer.Option("--class", help="best class: interactive, normal or background")] = (
+        "interactive"
+    ),
+    rate: Annotated[str | None, typer.Option(help="requests, as 60/min or 2/s", metavar="N/min")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help="requests that are open at once")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="tokens of prompts and completions")] = None,
+    file: Annotated[str | None, typer.Option(help="key file to append to; it is made if need be")] = None,
+) -> None:
+    """Make a key: print it, once, and the line for the key file, or append that line to --file."""
+    from tabstop import keys
+
+    text = keys.new_key()
+    fields: dict[str, Any] = {
+        "name": name,
+        "sha256": keys.digest_of(text).hex(),
+        "scopes": keys.parse_scopes(scope),
+        "class": priority,
+    }
+    fields |= {"tenant": tenant, "requests_per_minute": keys.parse_rate(rate) if rate else None}
+    fields |= {"max_concurrent": max_concurrent, "tokens_per_minute": tokens_per_minute}
+    key = keys.make_key({name: value for name, value in fields.items() if value is not None})
+    if file is not None:
+        keys.append_key(file, key)
+    print(text)
+    if file is None:
+        print(keys.line_of(key).decode(), end="")
+
+
 def print_version(is_asked: bool) -> None:
     if is_asked:
         version()

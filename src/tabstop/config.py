@@ -103,9 +103,10 @@ class EngineConfig:
 class ServerConfig:
     """The HTTP side and the processes around it."""
 
-    host: str = option("127.0.0.1", "address to bind; anything but loopback needs --api-key or --insecure")
+    host: str = option("127.0.0.1", "address to bind; anything but loopback needs keys or --insecure")
     port: int = option(8000, "TCP port; 0 takes a free one", minimum=0, maximum=65535)
     api_key: str | None = option(None, "key that clients must send; prefer the environment variable")
+    key_file: str | None = option(None, "file of hashed keys (`tabstop key new`); SIGHUP reads it again")
     insecure: bool = option(False, "allow a public address without a key")
     num_front_ends: int | None = option(
         None, "HTTP processes; default: 1, from 8 cores on 4", unit="processes", minimum=1, maximum=256
@@ -113,6 +114,19 @@ class ServerConfig:
     served_model_name: tuple[str, ...] = option((), "name(s) under which the model is served; the first is shown")
     unknown_model: str = option("serve", "what to do with other model names", choices=("serve", "refuse"))
     max_body_bytes: int = option(8 << 20, "largest request body", unit="bytes", minimum=1024)
+    max_header_bytes: int = option(64 << 10, "largest path and headers of a request", unit="bytes", minimum=1024)
+    header_timeout: float = option(
+        10.0, "how long a client may take to send its headers", unit="seconds", minimum=0.1, maximum=3600
+    )
+    body_timeout: float = option(
+        60.0, "how long a client may take to send its body", unit="seconds", minimum=0.1, maximum=86_400
+    )
+    send_timeout: float = option(
+        60.0, "how long a client may leave its answer unread", unit="seconds", minimum=0.1, maximum=86_400
+    )
+    max_open_requests: int = option(
+        4096, "requests that a front end has open at once; more are refused", unit="requests", minimum=1
+    )
     max_num_samples: int = option(32, "largest n of a request", minimum=1)
     max_stop_strings: int = option(64, "most stop strings of a request", minimum=0)
     transcode_fim: bool = option(True, "lay out raw prompts in another family's markers for the model that is served")
@@ -143,11 +157,16 @@ class ServerConfig:
                 "the API key is empty, begins or ends with a blank, or has other than printable ASCII characters, so "
                 "no client could send it; choose another one, or leave it out to need none"
             )
-        if not self.is_loopback and not self.api_key and not self.insecure:
+        if not self.is_loopback and not self.needs_key and not self.insecure:
             raise ConfigError(
                 f"refusing to bind {self.host} without a key: anyone who reaches it could use the model; "
-                "set TABSTOP_API_KEY, bind 127.0.0.1, or pass --insecure"
+                "set TABSTOP_API_KEY or --key-file, bind 127.0.0.1, or pass --insecure"
             )
+
+    @property
+    def needs_key(self) -> bool:
+        """Also with an empty key file: then nobody gets in."""
+        return self.api_key is not None or self.key_file is not None
 
     @property
     def is_loopback(self) -> bool:
@@ -217,6 +236,12 @@ def from_environment(cls: type[Config], environment: Mapping[str, str] = os.envi
             except ValueError as error:
                 raise ConfigError(f"{variable} is {environment[variable]!r}; it must be {error}") from None
     return cls(**values | {name: value for name, value in given.items() if value is not None})
+
+
+def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the server's own processes inherit: no secret that they do not need, since it can be read there."""
+    secrets = ("TABSTOP_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    return {name: value for name, value in environment.items() if name not in secrets}
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:

@@ -8,9 +8,12 @@ TabstopError
 │   ├── ContextLengthError (400)      prompt (+ max_tokens) longer than the model's context
 │   ├── UnknownModelError (404)
 │   ├── NotSupportedError (400)       a real feature that this server or model does not have
-│   └── PayloadTooLargeError (413)
+│   ├── PayloadTooLargeError (413)
+│   ├── HeaderTooLargeError (431)
+│   └── RequestTimeoutError (408)     the client took too long to send its request
 ├── AuthenticationError (401) · ForbiddenError (403)
 ├── OverloadedError (429)             queue full or a limit reached; retry later
+│   └── RateLimitError (429)          a ceiling of the key
 ├── UnavailableError (503)            starting, draining
 │   └── EngineDeadError (503)         the engine process is gone
 ├── DeadlineError (504)
@@ -63,6 +66,16 @@ class PayloadTooLargeError(InputError):
     code = "payload_too_large"
 
 
+class HeaderTooLargeError(InputError):
+    status = 431
+    code = "header_too_large"
+
+
+class RequestTimeoutError(InputError):
+    status = 408
+    code = "request_timeout"
+
+
 class AuthenticationError(TabstopError):
     status = 401
     code = "invalid_api_key"
@@ -79,6 +92,10 @@ class OverloadedError(TabstopError):
     status = 429
     code = "overloaded"
     openai_type = "rate_limit_error"
+
+
+class RateLimitError(OverloadedError):
+    code = "rate_limit_exceeded"
 
 
 class UnavailableError(TabstopError):

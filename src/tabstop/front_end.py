@@ -1,7 +1,7 @@
 """The front-end process: HTTP on the inherited socket, text, and a client of the engine. Started by the supervisor.
 
-`python -m tabstop.front_end` reads its settings as one JSON line on stdin, then events: drain, engine_dead. The end of
-stdin means that the supervisor is gone: it exits at once. Exit codes: 0 drained · 2 cannot start · 70 a bug.
+`python -m tabstop.front_end` reads its settings as one JSON line on stdin, then events: drain, engine_dead, keys. The
+end of stdin means that the supervisor is gone: it exits at once. Exit codes: 0 drained · 2 cannot start · 70 a bug.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tabstop.config import EngineConfig, ServerConfig
 from tabstop.engine import garbage, wire
 from tabstop.engine.process_client import ProcessClient
 from tabstop.errors import StartupError
+from tabstop.keys import Key, KeyRing
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +38,16 @@ class FrontEndStart(msgspec.Struct, frozen=True):
     folder: str  # the run folder: holds the engine's socket
     number: int  # of this front end, for ever
     socket: int  # descriptor of the listening socket
+    place: int = 0  # among the front ends; a successor takes it
+    keys: tuple[Key, ...] = ()  # valid now
     log: logs.LogSettings = logs.LogSettings()
 
 
 async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
     """Serves until drained or orphaned; the exit code. Raises StartupError."""
+    from tabstop.api.ceilings import Counts
     from tabstop.api.server import run_front_end  # after the metrics' folder is set: they look for it when imported
+    from tabstop.api.state import ServerState
     from tabstop.service import make_service
 
     config = start.engine
@@ -57,17 +62,19 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
         garbage.settle()
         upward.tell(pipes.READY)
 
-    serving = asyncio.create_task(run_front_end(service, start.server, listening, stop, on_ready))
-    orders = asyncio.create_task(follow_orders(client, stop))
+    counts = Counts(counts_folder(start.folder), start.place, start.server.num_front_ends or start.place + 1)
+    state = ServerState(is_ready=False, on_ready=on_ready, keys=KeyRing(start.keys), counts=counts)
+    serving = asyncio.create_task(run_front_end(service, start.server, listening, stop, state))
+    orders = asyncio.create_task(follow_orders(client, stop, state.keys))
     await asyncio.wait([serving, orders], return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
         serving.result()
     return EXIT_DRAINED
 
 
-async def follow_orders(client: ProcessClient, stop: asyncio.Event) -> None:
+async def follow_orders(client: ProcessClient, stop: asyncio.Event, keys: KeyRing) -> None:
     """Does what the supervisor says until it is gone."""
-    reader = asyncio.StreamReader()
+    reader = asyncio.StreamReader(limit=pipes.MAX_LINE_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async for line in reader:
         event = pipes.to_event(line)
@@ -76,11 +83,18 @@ async def follow_orders(client: ProcessClient, stop: asyncio.Event) -> None:
                 stop.set()
             case pipes.ENGINE_DEAD:
                 client.fail(event.message)
+            case pipes.KEYS:
+                keys.replace(event.keys)
 
 
 def metrics_folder(folder: str) -> Path:
     """Where front ends keep the counters that each shows the sum of, in the run folder."""
     return Path(folder) / "metrics"
+
+
+def counts_folder(folder: str) -> Path:
+    """Where front ends count together what keys spend, in the run folder."""
+    return Path(folder) / "counts"
 
 
 def main() -> None:

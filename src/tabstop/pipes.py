@@ -14,6 +14,8 @@ from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
+from tabstop.keys import Key
+
 Settings = TypeVar("Settings")
 
 # What children tell:
@@ -22,8 +24,10 @@ STARTUP_ERROR = "startup_error"
 # What children are told:
 DRAIN = "drain"  # finish what is open (drain_timeout at most), then exit 0
 ENGINE_DEAD = "engine_dead"  # end every open stream with an error, refuse new ones
+KEYS = "keys"  # these are valid from now on, and no others
 
-MAX_LINE_BYTES = 1 << 20
+MAX_LINE_BYTES = 32 << 20
+"""Thousands of keys fit."""
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -31,6 +35,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
     name: str
     message: str = ""
+    keys: tuple[Key, ...] = ()  # of KEYS
 
 
 def to_line(value: Any) -> bytes:

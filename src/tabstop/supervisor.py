@@ -2,7 +2,8 @@
 
 Knows processes, not models and not HTTP: it imports no torch and no fastapi. Its promises:
 - SIGTERM or Ctrl-C: /readyz says 503, open requests end (drain_timeout at most), exit 0; a second one: exit at once.
-- A terminal that closes (SIGHUP) is as SIGTERM, once, and nothing under nohup.
+- A terminal that closes (SIGHUP) is as SIGTERM, once, and nothing under nohup. With --key-file any other SIGHUP reads
+  that file again; a bad file leaves the keys as they were.
 - A front end that dies has its requests aborted and is started again, ever more slowly; one that cannot start three
   times in a row ends the server.
 - An engine that dies ends every stream with an error; after a short grace the server exits 70 (2: it could not start).
@@ -18,6 +19,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -37,7 +39,8 @@ from tabstop.engine import wire
 from tabstop.engine.process import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED, EngineStart
 from tabstop.engine.process_client import ProcessClient
 from tabstop.errors import ConfigError, EngineDeadError, StartupError, TabstopError
-from tabstop.front_end import FrontEndStart, metrics_folder
+from tabstop.front_end import FrontEndStart, counts_folder, metrics_folder
+from tabstop.keys import Key, read_keys
 from tabstop.pipes import Event
 from tabstop.startup import StartupView
 
@@ -97,6 +100,15 @@ def run_folder() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 class Supervisor:
     """One life of the server. Everything happens on one event loop; `run` returns the exit code."""
 
@@ -105,8 +117,10 @@ class Supervisor:
     ) -> None:
         """`core`: see EngineStart."""
         self.engine = engine
-        self.server = server
         self._num_front_ends = server.num_front_ends or default_num_front_ends()
+        self.server = dataclasses.replace(server, num_front_ends=self._num_front_ends)
+        self._keys: tuple[Key, ...] = ()
+        self._had_terminal = has_terminal()
         self.core = core
         self.log = logs.LogSettings(server.log_level, server.log_format)
         self.view = StartupView(plain=server.log_format == "json")
@@ -119,13 +133,15 @@ class Supervisor:
 
     async def run(self) -> int:
         """Starts everything and stays until the end. Raises StartupError when the server cannot start."""
+        self._keys = read_keys(self.server.key_file) if self.server.key_file else ()
         loop = asyncio.get_running_loop()
         numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks us to stay
+        if self.server.key_file or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks us to stay
             numbers.append(signal.SIGHUP)
         for number in numbers:
             loop.add_signal_handler(number, self._signalled, number)
         with run_folder() as folder, open_listening_socket(self.server.host, self.server.port) as listening:
+            counts_folder(folder).mkdir()
             client = ProcessClient(
                 wire.address(folder),
                 wire.SUPERVISOR,
@@ -144,7 +160,7 @@ class Supervisor:
     async def _supervise(self, folder: str, listening: socket.socket, client: ProcessClient) -> int:
         watchers = [
             self._keep_engine(folder, client),
-            *(self._keep_front_end(folder, listening, client) for _ in range(self._num_front_ends)),
+            *(self._keep_front_end(folder, listening, client, place) for place in range(self._num_front_ends)),
             self._announce(listening, client),
         ]
         tasks = [asyncio.create_task(watcher) for watcher in watchers]
@@ -176,11 +192,24 @@ class Supervisor:
             self._ending.set_result(ending)
 
     def _signalled(self, number: int) -> None:
-        if not self._ending.done():
+        if number == signal.SIGHUP and self.server.key_file and has_terminal() >= self._had_terminal:
+            self._read_keys(self.server.key_file)
+        elif not self._ending.done():
             log.info("stopping: open requests have %g s", self.server.drain_timeout)
             self._decide(Ending(EXIT_STOPPED, drain_seconds=self.server.drain_timeout))
         elif number != signal.SIGHUP and not self._second_signal.done():  # kernel and shell both send it for one end
             self._second_signal.set_result(number)
+
+    def _read_keys(self, path: str) -> None:
+        try:
+            self._keys = read_keys(path)
+        except ConfigError as error:
+            log.error("the keys stay as they were: %s", error.message)
+            return
+        log.info("read %d keys from %s", len(self._keys), path)
+        for child in self._children:
+            if child.name != "engine":
+                child.tell(Event(pipes.KEYS, keys=self._keys))
 
     async def _end(self, ending: Ending) -> None:
         """Ends the front ends, then the engine; at once after a second signal."""
@@ -234,13 +263,13 @@ class Supervisor:
 
     # ---- front ends
 
-    async def _keep_front_end(self, folder: str, listening: socket.socket, client: ProcessClient) -> None:
+    async def _keep_front_end(self, folder: str, listening: socket.socket, client: ProcessClient, place: int) -> None:
         """Starts a front end again and again."""
         num_failed_starts, num_short_lives = 0, 0
         while not self._ending.done():
             self._num_started += 1
             number, start = self._num_started, time.monotonic()
-            was_ready, code = await self._run_front_end(folder, listening, number)
+            was_ready, code = await self._run_front_end(folder, listening, number, place)
             if self._ending.done():
                 return
             log.error("front end %d ended with code %d", number, code)
@@ -254,11 +283,14 @@ class Supervisor:
                 await client.command("front_end_gone", {"front_end": number})
             await asyncio.sleep(min(FIRST_BACKOFF_SECONDS * 2 ** max(0, num_short_lives - 1), MAX_BACKOFF_SECONDS))
 
-    async def _run_front_end(self, folder: str, listening: socket.socket, number: int) -> tuple[bool, int]:
+    async def _run_front_end(self, folder: str, listening: socket.socket, number: int, place: int) -> tuple[bool, int]:
         """One life of a front end: whether it ever was ready, and its exit code."""
-        settings = FrontEndStart(self.engine, self.server, folder, number, listening.fileno(), self.log)
+        given = (number, listening.fileno(), place, self._keys)
+        settings = FrontEndStart(self.engine, self.server, folder, *given, self.log)
         child = await Child.start(f"front end {number}", "tabstop.front_end", settings, [listening.fileno()])
         self._children.append(child)
+        if settings.keys is not self._keys:  # read again meanwhile
+            child.tell(Event(pipes.KEYS, keys=self._keys))
         was_ready = False
         async for event in child.events():
             if event.name == pipes.READY:

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,11 @@ from typing import Any
 import httpx
 
 from tabstop.api.server import run_front_end
+from tabstop.api.state import ServerState
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
 from tabstop.engine.fake import FakeEngine
+from tabstop.keys import Key, KeyRing
 from tabstop.service import Service, make_service
 from tests import tiny
 
@@ -54,6 +56,7 @@ class Running:
     engine: FakeEngine
     loop: asyncio.AbstractEventLoop
     stop: asyncio.Event
+    state: ServerState
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Runs a function on the server's loop and returns its value."""
@@ -77,9 +80,12 @@ class Running:
 
 
 @contextmanager
-def serving(checkpoint: Checkpoint, engine: FakeEngine, config: ServerConfig | None = None) -> Iterator[Running]:
-    """Starts a front end, waits until it is ready, and drains it afterwards."""
+def serving(
+    checkpoint: Checkpoint, engine: FakeEngine, config: ServerConfig | None = None, keys: Sequence[Key] = ()
+) -> Iterator[Running]:
+    """Starts a front end, waits until it is ready, and drains it afterwards. `keys`: those of config.key_file."""
     config = config or ServerConfig()
+    state = ServerState(is_ready=False, keys=KeyRing(keys))
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     service = make_service(checkpoint, [engine], config)
@@ -89,9 +95,9 @@ def serving(checkpoint: Checkpoint, engine: FakeEngine, config: ServerConfig | N
     async def run() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        running.append(Running(f"http://127.0.0.1:{port}", port, service, engine, loop, stop))
+        running.append(Running(f"http://127.0.0.1:{port}", port, service, engine, loop, stop, state))
         started.set()
-        await run_front_end(service, config, listening, stop)
+        await run_front_end(service, config, listening, stop, state)
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()

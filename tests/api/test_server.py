@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tabstop.api.server import run_front_end
+from tabstop.api.state import ServerState
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
 from tabstop.engine.fake import FakeEngine
@@ -65,9 +66,8 @@ async def test_readiness_is_told_once_and_after_failed_tries(checkpoint: Checkpo
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     stop, told, config = asyncio.Event(), asyncio.Queue[int](), ServerConfig()
     service = make_service(checkpoint, [engine], config)
-    serving = asyncio.create_task(
-        run_front_end(service, config, listening, stop, on_ready=lambda: told.put_nowait(engine.num_generated))
-    )
+    state = ServerState(is_ready=False, on_ready=lambda: told.put_nowait(engine.num_generated))
+    serving = asyncio.create_task(run_front_end(service, config, listening, stop, state))
     async with httpx.AsyncClient() as client, asyncio.timeout(20):
         while "starting: no token" in (reason := (await client.get(url + "/readyz")).json()["error"]["message"]):
             await asyncio.sleep(0.01)

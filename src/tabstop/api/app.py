@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from tabstop import __version__
 from tabstop.api.body import read_body
+from tabstop.api.ceilings import Ceilings
 from tabstop.api.edge import Edge, Guard
 from tabstop.api.errors import error_response, routing_response
 from tabstop.api.llamacpp import (
@@ -54,8 +55,10 @@ from tabstop.api.state import ServerState
 from tabstop.api.tokens import detokenize, tokenize
 from tabstop.call import Call
 from tabstop.config import ServerConfig
-from tabstop.errors import TabstopError, UnknownModelError
+from tabstop.errors import ForbiddenError, TabstopError, UnknownModelError
+from tabstop.keys import ADMIN, INFER
 from tabstop.service import ServedModel, Service
+from tabstop.types import Priority
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -69,12 +72,13 @@ def build_app(service: Service, config: ServerConfig, state: ServerState | None 
     app = FastAPI(
         title="Tabstop", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
-    endpoints = Endpoints(service, config, state or ServerState(), metrics)
+    state = state or ServerState()
+    endpoints = Endpoints(service, config, state, metrics)
     for route in endpoints.routes():
         for path in (f"/v1{route.path}", route.path) if route.is_versioned else (route.path,):
             app.add_api_route(
                 path,
-                route.endpoint,
+                _scoped(route.scope, route.endpoint),
                 methods=[route.method],
                 response_model=None,
                 summary=route.summary,
@@ -89,7 +93,8 @@ def build_app(service: Service, config: ServerConfig, state: ServerState | None 
     app.add_exception_handler(TabstopError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
     app.add_exception_handler(ClientDisconnect, _on_error)
-    app.add_middleware(Guard, key=config.api_key, is_loopback=config.is_loopback)
+    app.add_middleware(Ceilings, counts=state.counts, max_open=config.max_open_requests)
+    app.add_middleware(Guard, config=config, keys=state.keys)
     app.add_middleware(Edge, on_response=metrics.on_response)
     return app
 
@@ -104,6 +109,7 @@ class Route:
     summary: str
     is_versioned: bool = False  # also under /v1
     body: type[msgspec.Struct] | None = None
+    scope: str | None = INFER  # that a key must have; None: any key will do
 
 
 class Endpoints:
@@ -123,17 +129,17 @@ class Endpoints:
             Route("POST", "/infill", self.infill, "Fill a hole (llama.cpp)", True, InfillBody),
             Route("POST", "/completion", self.completion, "Complete a text (llama.cpp)", False, LlamaCompletionBody),
             Route("GET", "/props", self.props, "The server as llama.cpp describes itself"),
-            Route("GET", "/slots", self.slots, "What runs, as llama.cpp says it"),
+            Route("GET", "/slots", self.slots, "What runs, as llama.cpp says it", scope=ADMIN),
             Route("POST", "/apply-template", self.apply_template, "Messages to a prompt", False, TemplateBody),
             Route("GET", "/models", self.models, "List models", True),
             Route("GET", "/models/{model:path}", self.model, "Describe a model", True),
             Route("POST", "/tokenize", self.tokenize, "Text to token ids", True, TokenizeBody),
             Route("POST", "/detokenize", self.detokenize, "Token ids to text", True, DetokenizeBody),
-            Route("GET", "/livez", self.livez, "200 while the process answers"),
-            Route("GET", "/readyz", self.readyz, "200 when requests are welcome, else 503 with the reason"),
-            Route("GET", "/health", self.readyz, "As /readyz, behind the key", True),
-            Route("GET", "/version", self.version, "The server's version", True),
-            Route("GET", "/metrics", self.metrics, "Prometheus metrics"),
+            Route("GET", "/livez", self.livez, "200 while the process answers", scope=None),
+            Route("GET", "/readyz", self.readyz, "200 when requests are welcome, else 503 with the reason", scope=None),
+            Route("GET", "/health", self.readyz, "As /readyz, behind the key", True, scope=None),
+            Route("GET", "/version", self.version, "The server's version", True, scope=None),
+            Route("GET", "/metrics", self.metrics, "Prometheus metrics", scope=ADMIN),
         ]
 
     # ---- generating
@@ -172,7 +178,7 @@ class Endpoints:
 
     async def _read(self, request: Request, kind: type[Body]) -> Body:
         self._state.check_admission()
-        return decode_body(await read_body(request, self._config.max_body_bytes), kind)
+        return decode_body(await read_body(request, self._config), kind)
 
     # ---- about models and tokens
 
@@ -224,8 +230,24 @@ class Endpoints:
 
 
 def _caller(request: Request) -> Caller:
-    state: Mapping[str, str] = request.scope["state"]
-    return Caller(state["request_id"], state["tenant"], request.headers)
+    state: Mapping[str, Any] = request.scope["state"]
+    key = state["key"]
+    best = Priority.INTERACTIVE if key is None else key.priority
+    return Caller(state["request_id"], state["tenant"], request.headers, best, state.get("spend_tokens"))
+
+
+def _scoped(scope: str | None, endpoint: Endpoint) -> Endpoint:
+    """The endpoint, for keys that have the scope. Without keys everything is open to who gets past the guard."""
+    if scope is None:
+        return endpoint
+
+    async def run(request: Request) -> Response:
+        key = request.scope["state"]["key"]
+        if key is not None and scope not in key.scopes:
+            raise ForbiddenError(f"this path needs a key of scope {scope}, and this one has {', '.join(key.scopes)}")
+        return await endpoint(request)
+
+    return run
 
 
 def _card(model: ServedModel, name: str) -> dict[str, Any]:

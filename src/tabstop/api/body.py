@@ -6,17 +6,16 @@ import asyncio
 
 from starlette.requests import Request
 
-from tabstop.errors import InputError, PayloadTooLargeError
-
-READ_TIMEOUT = 60.0
-"""Seconds that a client has to send its body."""
+from tabstop.config import ServerConfig
+from tabstop.errors import InputError, PayloadTooLargeError, RequestTimeoutError
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises PayloadTooLargeError as soon as it is known to be over the limit, InputError when late.
+async def read_body(request: Request, limits: ServerConfig) -> bytes:
+    """The whole body. Raises PayloadTooLargeError as soon as it is known to be over the limit, RequestTimeoutError.
 
     Raises starlette's ClientDisconnect when the client leaves.
     """
+    max_bytes = limits.max_body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
@@ -24,14 +23,14 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         raise InputError("compressed bodies are not read; send plain JSON")
     chunks, size = [], 0
     try:
-        async with asyncio.timeout(READ_TIMEOUT):
+        async with asyncio.timeout(limits.body_timeout):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > max_bytes:
                     raise _too_large(max_bytes)
                 chunks.append(chunk)
     except TimeoutError:
-        raise InputError(f"the body did not arrive within {READ_TIMEOUT:.0f} seconds") from None
+        raise RequestTimeoutError(f"the body did not arrive within {limits.body_timeout:g} seconds") from None
     return b"".join(chunks)
 
 

@@ -6,8 +6,6 @@ path (default deny); without a key, no foreign web page does. Pages that pass ma
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import logging
 import re
@@ -20,7 +18,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tabstop.api.errors import error_response
+from tabstop.config import ServerConfig
 from tabstop.errors import AuthenticationError, ForbiddenError, InternalError, TabstopError
+from tabstop.keys import Key, KeyRing, single_key
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +72,17 @@ class Edge:
 
 
 class Guard:
-    """Lets a request pass that carries the key, or, when there is none, one that no foreign web page can have sent."""
+    """Lets a request pass that carries a key, or, when none is needed, one that no foreign web page can have sent.
 
-    def __init__(self, app: ASGIApp, key: str | None, *, is_loopback: bool) -> None:
+    What follows finds the key in scope["state"]["key"] (None where none is needed), its tenant in "tenant".
+    """
+
+    def __init__(self, app: ASGIApp, config: ServerConfig, keys: KeyRing) -> None:
+        """`keys`: those of --key-file, now and later."""
         self._app = app
-        self._digest = _digest(key) if key else None
-        self._tenant = self._digest.hex()[:16] if self._digest else ""
-        self._is_loopback = is_loopback
+        self._rings = [keys] + ([KeyRing([single_key(config.api_key)])] if config.api_key else [])
+        self._needs_key = config.needs_key
+        self._is_loopback = config.is_loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -89,13 +93,14 @@ class Guard:
                     await _preflight_response(headers)(scope, receive, _shared_with(origin, send))
                     return
                 send = _shared_with(origin, send)
+            key = None
             try:
                 if scope["path"] not in OPEN_PATHS:
-                    self._check(headers)
+                    key = self._check(headers)
             except TabstopError as error:
                 await error_response(error)(scope, receive, send)
                 return
-            scope.setdefault("state", {})["tenant"] = self._tenant
+            scope.setdefault("state", {}).update(key=key, tenant="" if key is None else key.tenant or key.name)
         elif scope["type"] == "websocket":  # there are none
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -103,22 +108,25 @@ class Guard:
 
     def _is_shared(self, headers: Headers) -> bool:
         """Whether the page that asks may read the answer: never a page of another site, with or without a key."""
-        is_local = not self._is_loopback or self._digest is not None or _is_local(headers.get("host"))
+        is_local = not self._is_loopback or self._needs_key or _is_local(headers.get("host"))
         return is_local and _is_own_origin(headers.get("origin"))
 
-    def _check(self, headers: Headers) -> None:
-        """Raises AuthenticationError or ForbiddenError."""
-        if self._digest is not None:
+    def _check(self, headers: Headers) -> Key | None:
+        """The request's key, where one is needed. Raises AuthenticationError or ForbiddenError."""
+        if self._needs_key:
             given = _keys(headers)
-            # Digests of equal length, all of them compared: time tells nothing about the key.
-            if not sum(hmac.compare_digest(_digest(key), self._digest) for key in given):
-                problem = "the key is wrong" if given else "this server needs a key"
-                raise AuthenticationError(f"{problem}; send it as `Authorization: Bearer <key>`")
-        elif self._is_loopback and not (_is_local(headers.get("host")) and _is_own_origin(headers.get("origin"))):
+            found = [ring.find(given) for ring in self._rings]
+            for key in found:
+                if key is not None:
+                    return key
+            problem = "the key is wrong" if given else "this server needs a key"
+            raise AuthenticationError(f"{problem}; send it as `Authorization: Bearer <key>`")
+        if self._is_loopback and not (_is_local(headers.get("host")) and _is_own_origin(headers.get("origin"))):
             raise ForbiddenError(
                 "a server without a key answers only to local names, not to web pages of other sites; set a key to "
                 "serve it under a public name"
             )
+        return None
 
 
 def _preflight_response(headers: Headers) -> Response:
@@ -148,10 +156,6 @@ def _request_id(headers: Headers) -> str:
     """The client's id if it is a plain one, else a new one."""
     given = headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def _keys(headers: Headers) -> list[str]:

@@ -11,7 +11,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from tabstop.errors import InputError, PayloadTooLargeError, TabstopError
+from tabstop.errors import InputError, PayloadTooLargeError, RequestTimeoutError, TabstopError
 
 RETRY_LATER = (429, 503)
 
@@ -32,7 +32,7 @@ def error_response(error: TabstopError) -> Response:
         headers["retry-after"] = str(error.retry_after or 1)
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
-    if isinstance(error, PayloadTooLargeError):
+    if isinstance(error, PayloadTooLargeError | RequestTimeoutError):
         headers["connection"] = "close"  # the rest of the body is not read
     return Response(error_body(error), error.status, headers, "application/json")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,8 @@ class Caller:
     request_id: str = ""
     tenant: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    best_priority: Priority = Priority.INTERACTIVE  # a request that asks for a better class gets this one
+    spend_tokens: Callable[[int], None] | None = None
 
 
 # ---- body → Call
@@ -149,6 +151,7 @@ def shared(body: Generation, caller: Caller) -> dict[str, Any]:
         "model": body.model or "",
         "request_id": caller.request_id,
         "tenant": caller.tenant,
+        "spend_tokens": caller.spend_tokens,
         "client": caller.headers.get("user-agent", ""),
         **sampling_fields(body),
         "constraints": constraints_of(body),
@@ -157,7 +160,7 @@ def shared(body: Generation, caller: Caller) -> dict[str, Any]:
         "stop_token_ids": tuple(body.stop_token_ids or ()),
         "ignore_eos": bool(body.ignore_eos),
         "keep_stop_string": bool(body.include_stop_str_in_output),
-        "priority": _priority(body.priority or caller.headers.get("x-priority")),
+        "priority": max(_priority(body.priority or caller.headers.get("x-priority")), caller.best_priority),
         "deadline_ms": _deadline_ms(body, caller),
         "session": _first(body.session, body.prompt_cache_key, body.user, caller.headers.get("x-session-id")),
         "cache_salt": body.cache_salt or "",

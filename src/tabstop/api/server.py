@@ -9,10 +9,10 @@ The caller's side of the contract, in the front-end process:
     await run_front_end(service, server_config, listening_socket, stop)
 
 `listening_socket` is bound and listening; several processes may share it; it is closed here. /livez answers 200 from
-the start, /readyz 503 until one real token came through the service; then `on_ready` is called, once. When `stop` is
-set, /readyz turns 503 at once, new requests get 503 with Retry-After, open ones have `config.drain_timeout` seconds to
-end, the rest end with one error event; then the sockets close and the call returns. Cancelling the call stops at once.
-An engine that dies does not end the call: its supervisor decides. Nothing is printed; logs go to the loggers
+the start, /readyz 503 until one real token came through the service; then `state.on_ready` is called, once. When `stop`
+is set, /readyz turns 503 at once, new requests get 503 with Retry-After, open ones have `config.drain_timeout` seconds
+to end, the rest end with one error event; then the sockets close and the call returns. Cancelling the call stops at
+once. An engine that dies does not end the call: its supervisor decides. Nothing is printed; logs go to the loggers
 `tabstop.*`.
 """
 
@@ -20,13 +20,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from tabstop.api.app import build_app
+from tabstop.api.connection import Connection
 from tabstop.api.state import ServerState
 from tabstop.config import ServerConfig
 from tabstop.errors import TabstopError, UnavailableError
@@ -37,6 +41,9 @@ log = logging.getLogger(__name__)
 RETRY_WARM_UP = 0.2
 """Seconds between two tries while the engine is not there."""
 
+KEEP_ALIVE = 75
+"""Seconds that a connection may be idle between requests."""
+
 CLOSE_TIMEOUT = 1
 """Seconds that connections have to take their last bytes."""
 
@@ -46,28 +53,20 @@ async def run_front_end(
     config: ServerConfig,
     listening_socket: socket.socket,
     stop: asyncio.Event,
-    on_ready: Callable[[], None] = lambda: None,
+    state: ServerState | None = None,
 ) -> None:
-    """Serves until `stop` is set and open requests have drained (see the module's docstring)."""
+    """Serves until `stop` is set and open requests have drained (see the module's docstring).
+
+    `state`: the caller's, not ready yet; its keys may change at any time.
+    """
+    state = state or ServerState(is_ready=False)
     if listening_socket.family != socket.AF_UNIX:
         # Connections inherit it. asyncio sets it only on sockets that name their protocol; without it, an answer that
         # is written in two parts waits 40 ms for the client's acknowledgement.
         listening_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    state = ServerState(is_ready=False)
-    server = _Server(
-        uvicorn.Config(
-            build_app(service, config, state),
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=CLOSE_TIMEOUT,
-        )
-    )
+    server = _make_server(build_app(service, config, state), config)
     serving = asyncio.create_task(server.serve(sockets=[listening_socket]))
-    helpers = [asyncio.create_task(_warm_up(service, state, on_ready)), asyncio.create_task(stop.wait())]
+    helpers = [asyncio.create_task(_warm_up(service, state)), asyncio.create_task(stop.wait())]
     try:
         await asyncio.wait((serving, helpers[1]), return_when=asyncio.FIRST_COMPLETED)
         state.is_draining = True
@@ -80,6 +79,22 @@ async def run_front_end(
         await serving
 
 
+def _make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            http=cast(type[asyncio.Protocol], functools.partial(Connection, limits=config)),
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=CLOSE_TIMEOUT,
+        )
+    )
+
+
 class _Server(uvicorn.Server):
     """Uvicorn without its signal handlers."""
 
@@ -88,7 +103,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _warm_up(service: Service, state: ServerState, on_ready: Callable[[], None]) -> None:
+async def _warm_up(service: Service, state: ServerState) -> None:
     """Tries until every engine has generated a token; the reason why not is what /readyz says."""
     while not state.is_ready:
         try:
@@ -101,7 +116,7 @@ async def _warm_up(service: Service, state: ServerState, on_ready: Callable[[], 
             state.reason = "the warm-up failed; see the server's log"
         if not state.is_ready:
             await asyncio.sleep(RETRY_WARM_UP)
-    on_ready()
+    state.on_ready()
 
 
 async def _drain(service: Service, server: uvicorn.Server, seconds: float) -> None:
