@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from tabstop.config import EngineConfig
-from tabstop.device import free_bytes, free_host_bytes, num_cores, resolve_batch_size, resolve_device, resolve_dtype
+from tabstop.device import (
+    CGROUP,
+    free_bytes,
+    free_host_bytes,
+    num_cores,
+    quota_cores,
+    resolve_batch_size,
+    resolve_device,
+    resolve_dtype,
+)
 from tabstop.engine.build import prepare_cpu
 from tabstop.errors import ConfigError
 from tabstop.kernels.cpu.library import Threads
@@ -83,5 +92,28 @@ def test_cores_that_this_process_may_not_use_are_not_counted() -> None:
         assert Threads.count == 1
     finally:
         os.sched_setaffinity(0, allowed)
-    assert num_cores() == len(allowed)
+    assert num_cores() == min(len(allowed), quota_cores(CGROUP) or len(allowed))
     prepare_cpu(EngineConfig(dtype="float32"), None)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("max 100000\n", None),
+        ("200000 100000\n", 2),
+        ("250000 100000\n", 2),
+        ("50000 100000\n", 1),
+        ("nonsense\n", None),
+        ("1 0\n", None),
+    ],
+)
+def test_a_container_s_quota_counts_in_whole_cores(content: str, expected: int | None, tmp_path: Path) -> None:
+    assert quota_cores(tmp_path) is None  # no such file
+    (tmp_path / "cpu.max").write_text(content)
+    assert quota_cores(tmp_path) == expected
+
+
+def test_a_quota_below_the_cores_bounds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    monkeypatch.setattr("tabstop.device.CGROUP", tmp_path)
+    assert num_cores() == 1

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
+import torch
 
 from tabstop import LLM, GuidedDecodingParams, SamplingParams, StructuredOutputsParams
 from tabstop.engine.garbage import YOUNG_OBJECTS
@@ -359,6 +360,24 @@ def test_closing_gives_the_memory_and_the_garbage_collector_back(tmp_path):
     llm.close()
     assert [each() for each in held] == [None] * 3
     assert gc.get_threshold()[0] < YOUNG_OBJECTS and not gc.get_freeze_count()
+
+
+def test_closing_gives_torch_its_threads_back(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    llm = LLM(model=str(tiny_llama(tmp_path)), num_threads=2)
+    assert torch.get_num_threads() != 3
+    llm.close()
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
+
+
+def test_an_llm_that_nobody_holds_ends(tmp_path):
+    llm = LLM(model=str(tiny_llama(tmp_path)), num_threads=1)
+    assert llm.generate("x", GREEDY, use_tqdm=False)
+    threads, model = (llm._thread, llm._client._thread), weakref.ref(llm._client.core.workers.worker.model)
+    del llm
+    assert not any(thread.is_alive() for thread in threads) and model() is None
 
 
 def test_closing_ends_the_calls_of_other_threads(tmp_path):

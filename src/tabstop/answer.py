@@ -16,13 +16,14 @@ from typing import Protocol
 from tabstop.call import Call, Summary, TextDelta, Usage
 from tabstop.engine.client import EngineClient
 from tabstop.errors import DeadlineError, InternalError, TabstopError, UnavailableError, from_code
+from tabstop.grammar.specs import Thinking
 from tabstop.text.detokenizer import Detokenizer, StopStrings
 from tabstop.text.fim import FillReport
 from tabstop.text.reporting import ReportedPrompt, Reporter, report_prompt
 from tabstop.text.shaping import Shape, Shaper
 from tabstop.text.tokenizer import Tokenizer
+from tabstop.thoughts import Parts
 from tabstop.tools import ToolFormat
-from tabstop.tools.reader import CallReader
 from tabstop.types import ConstraintSpec, Delta, FinishReason, Submit, TokenLogprobs
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class EncodedPrompt:
     crlf: bool = False
     constraints: tuple[ConstraintSpec, ...] | None = None  # instead of the call's
     tools: ToolFormat | None = None  # calls of the call's tools are read out of the text
+    thinking: Thinking | None = None  # what comes before the answer's text
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +91,7 @@ class _Sample:
     shaper: Shaper
     reporter: Reporter | None  # where log-probabilities are wanted
     keeps_stop: bool  # a stop token is part of the text
-    calls: CallReader | None  # where tools may be called
+    parts: Parts  # reasoning and calls
     last_time: float | None = None  # of its last tokens
     num_shown: int = 0  # tokens that are not skipped
     is_overlap: bool = False  # ended because it repeated the suffix
@@ -102,30 +104,16 @@ class _Sample:
         text.text = self.shaper.feed(text.text)
         if self.shaper.is_done and text.finish is not FinishReason.STOP:
             text.finish, text.stop_reason = FinishReason.LENGTH, None
-        if self.calls is not None:
-            self._read_calls(self.calls, text)
         text.text, self.echo = self.echo + text.text, ""
         text.prompt, self.has_prompt = None if self.has_prompt else self.request.report, True
         logprobs = delta.logprobs[num_skipped : len(text.token_ids)]  # those of cut tokens are cut with them
         text.token_ids = text.token_ids[num_skipped:]
         if self.reporter is not None:
             text.logprobs = self.reporter.read(text.token_ids, logprobs)
+        self.parts.read(text)
         if text.finish is not None:
             text.fill = self.request.prompt.fill
         return text
-
-    @staticmethod
-    def _read_calls(calls: CallReader, text: TextDelta) -> None:
-        """Takes them out of the text."""
-        text.text, text.calls = calls.feed(text.text)
-        if calls.is_done and text.finish is None:
-            text.finish = FinishReason.STOP
-        if text.finish is not None:
-            is_cut = text.finish is not FinishReason.STOP or text.stop_reason is not None
-            rest, pieces = calls.finish(is_cut=is_cut)
-            text.text += rest
-            text.calls += pieces
-            text.has_calls = calls.num_calls > 0
 
     def _limited(self, delta: Delta) -> tuple[Delta, int]:
         """The delta without tokens beyond the client's limit, and how many of its tokens are skipped."""
@@ -232,15 +220,11 @@ class Answer:
             keep_stop_string=call.keep_stop_string,
             skip=len(prompt.healed),
         )
-        if call.show_control:
-            detokenizer.control_bytes = self._tokenizer.control_bytes
+        parts = Parts(call, prompt.thinking, prompt.tools, self._tokenizer, self.usage)
+        detokenizer.control_bytes = parts.control_bytes
         shaper = Shaper(Shape(prompt.crlf, call.min_indent, call.max_seconds))
         reporter = None if call.num_reported is None else Reporter(self._tokenizer, len(prompt.echo))
-        calls = None
-        if prompt.tools is not None and call.tools is not None:
-            calls = CallReader(prompt.tools, call.tools)
-            detokenizer.control_bytes = detokenizer.control_bytes or self._tokenizer.spellings_of(prompt.tools.markers)
-        return _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string, calls)
+        return _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string, parts)
 
     async def started(self) -> None:
         """Waits for the first news from the engine. Raises the TabstopError that prevents an answer."""
@@ -338,7 +322,7 @@ class Answer:
             return self.fail(DeadlineError("the deadline passed before the first token"))
         if text.finish is not None:
             self._end_sample(index, text.finish, is_known=delta.finish is not None)
-        if text.text or text.calls or text.token_ids or text.finish is not None:
+        if text.text or text.reasoning or text.calls or text.token_ids or text.finish is not None:
             self._push(text)
         return None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
@@ -78,6 +79,7 @@ class Call:
     tools: ToolUse | None = None  # the answer may call them; what the model is told of them is the conversation's
     truncate_prompt: int | None = None  # to so many last tokens; 0: to what fits
     echo: bool = False  # the prompt's text comes first
+    reasoning: Literal["apart", "hidden", "inline"] = "inline"  # where a chat's thoughts go
     min_indent: int = 0  # a later line that is indented less ends the text
     max_seconds: float | None = None  # from the first token; ends the text once it has a line end
     healing: bool | None = None  # of the token that the cursor is in
@@ -119,10 +121,12 @@ class TextDelta:
     prompt: ReportedPrompt | None = None  # beside a choice's first text, if it was asked for
     calls: list[CallPiece] = field(default_factory=list)  # of tools, new beside the text
     has_calls: bool = False  # beside `finish`: the choice calls tools
+    reasoning: str = ""  # comes before `text`, also where a delta has both
 
     def append(self, later: TextDelta) -> None:
         """Takes over a later delta of the same choice."""
         self.text += later.text
+        self.reasoning += later.reasoning
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.prompt = self.prompt or later.prompt
@@ -158,6 +162,7 @@ class Usage:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt tokens, found in the prefix cache
     num_completion_tokens: int = 0
+    num_reasoning_tokens: int = 0  # of them; counted where reasoning is told apart
     prompt_seconds: float = 0.0  # from the call to its first token
     seconds: float = 0.0  # from the call to its last end
 

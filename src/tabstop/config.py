@@ -39,6 +39,14 @@ class EngineConfig:
     offline: bool = option(False, "never contact the Hub; use only what is on disk (HF_HUB_OFFLINE is respected too)")
     tokenizer: str | None = option(None, "folder or Hub id of another tokenizer than the checkpoint's own")
     fim: str = option("auto", "fill-in-the-middle family; 'auto' finds it in the vocabulary, 'off' uses none")
+    reasoning: str = option(
+        "auto",
+        "how a thinking model's reasoning is told from its answer: 'auto' finds it in the chat template, 'off', or "
+        "think, mistral, seed, granite",
+    )
+    tool_format: str = option(
+        "auto", "how the model writes calls of tools; 'auto' asks its chat template, 'off' refuses tools"
+    )
     load_format: str = option("auto", "where weights come from", choices=("auto", "safetensors", "gguf", "dummy"))
     device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda"))
     dtype: str = option(
@@ -132,9 +140,6 @@ class ServerConfig:
     transcode_fim: bool = option(True, "lay out raw prompts in another family's markers for the model that is served")
     token_healing: str = option(
         "off", "begin within the token that the cursor is in: never, in holes, always", choices=("off", "auto", "on")
-    )
-    tool_format: str = option(
-        "auto", "how the model writes calls of tools; 'auto' asks its chat template, 'off' refuses tools"
     )
     drain_timeout: float = option(
         30.0, "how long SIGTERM waits for open requests", unit="seconds", minimum=0, maximum=86_400

@@ -70,8 +70,21 @@ def default_num_front_ends() -> int:
 
 
 def num_cores() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those that this process may run on, or as many as the container's quota pays for."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, quota_cores(CGROUP) or allowed)
+
+
+def quota_cores(cgroup: Path) -> int | None:
+    """Whole cores of the container's CPU quota (cgroup 2), at least 1; None without one.
+
+    A thread more than that would be stopped in the middle of a step, and all others would wait for it.
+    """
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 def total_bytes(device: str) -> int:

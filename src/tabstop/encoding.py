@@ -14,6 +14,7 @@ from tabstop.text import ModelText
 from tabstop.text.chat import Conversation, encode_chat
 from tabstop.text.fim import Hole
 from tabstop.text.fim_transcode import parse_foreign
+from tabstop.text.reasoning import thinking_in
 from tabstop.text.shaping import overlap_of
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.tools.constraint import calls_constraint
@@ -150,7 +151,7 @@ def _encode_hole(hole: Hole, call: Call, text: ModelText, info: EngineInfo, poli
 
 
 def _encode_prompt(prompt: Prompt, call: Call, text: ModelText, info: EngineInfo) -> EncodedPrompt:
-    tokenizer, echo, wants_echo = text.tokenizer, "", call.echo
+    tokenizer, echo, wants_echo, thinking = text.tokenizer, "", call.echo, None
     assert not isinstance(prompt, Hole)
     is_cut = call.truncate_prompt is not None
     most = info.max_model_len * tokenizer.max_token_chars
@@ -162,11 +163,12 @@ def _encode_prompt(prompt: Prompt, call: Call, text: ModelText, info: EngineInfo
         ids, echo = prompt.ids, tokenizer.decode(prompt.ids) if wants_echo else ""
     else:
         ids = encode_chat(text.template, tokenizer, prompt)
+        thinking = thinking_in(text.reasoning, tokenizer, ids, prompt.begun)
     ids = ids or _bos_of(text)
     _check_ids(ids, info)
     if is_cut and (cut := _truncated(ids, call, text, info)) != ids:
         ids, echo = cut, tokenizer.decode(cut) if wants_echo else ""
-    return EncodedPrompt(ids, echo if wants_echo else "")
+    return EncodedPrompt(ids, echo if wants_echo else "", thinking=thinking)
 
 
 def _truncated(ids: list[int], call: Call, text: ModelText, info: EngineInfo) -> list[int]:

@@ -49,12 +49,19 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
     from tabstop.api.server import run_front_end  # after the metrics' folder is set: they look for it when imported
     from tabstop.api.state import ServerState
     from tabstop.service import make_service
+    from tabstop.text import TextOptions
 
     config = start.engine
     client = ProcessClient(wire.address(start.folder), start.number, silence_limit=start.server.engine_timeout)
     checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
     tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
-    service = make_service(checkpoint, [client], start.server, tokenizer=tokenizer, fim=config.fim)
+    service = make_service(
+        checkpoint,
+        [client],
+        start.server,
+        tokenizer=tokenizer,
+        options=TextOptions(config.fim, config.reasoning, config.tool_format),
+    )
     stop = asyncio.Event()
     listening = socket.socket(fileno=start.socket)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import weakref
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
+import torch
 from rich.progress import Progress
 
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, best_choices
@@ -19,6 +21,7 @@ from tabstop.engine.inproc import InprocClient
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
 from tabstop.outputs import NO_BEAMS, CompletionOutput, Logprob, RequestOutput, SamplingParams
 from tabstop.service import MAX_CHOICES, Service, make_service
+from tabstop.text import TextOptions
 from tabstop.text.messages import make_conversation, read_messages
 from tabstop.text.reporting import ReportedToken
 from tabstop.text.tokenizer import Tokenizer
@@ -39,6 +42,7 @@ class LLM:
     """A model in this process. Thread-safe: calls from several threads share one batch.
 
     model: as in `tabstop serve` · further options: the fields of config.EngineConfig. Raises StartupError subclasses.
+    While it lives it sets torch's number of threads. It ends when it is closed, or when nobody holds it any more.
     """
 
     def __init__(self, model: str = "default", *, tensor_parallel_size: int = 1, **options: Any) -> None:
@@ -53,15 +57,22 @@ class LLM:
             raise ConfigError(f"unknown option: {error}") from None
         checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
         tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
+        num_threads = torch.get_num_threads()
         self._client = InprocClient(build_core(config))
         garbage.settle()
         self._service: Service = make_service(
-            checkpoint, [self._client], ServerConfig(max_num_samples=MAX_CHOICES), tokenizer=tokenizer, fim=config.fim
+            checkpoint,
+            [self._client],
+            ServerConfig(max_num_samples=MAX_CHOICES),
+            tokenizer=tokenizer,
+            options=TextOptions(config.fim, config.reasoning, config.tool_format),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
         self._thread.start()
         self._num_at_once = 2 * self._client.info.max_num_seqs  # keeps the batch full and memory flat
+        self._end = weakref.finalize(self, _end, self._client, self._loop, self._thread, num_threads)
+        self._end.atexit = False  # then the process ends it
 
     def generate(
         self,
@@ -127,14 +138,7 @@ class LLM:
 
         May be called twice.
         """
-        if self._loop.is_closed():
-            return
-        self._client.close()
-        asyncio.run_coroutine_threadsafe(_others_end(), self._loop).result()  # callers in other threads hear of it
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        garbage.resume()
+        self._end()
 
     # ---- inside
 
@@ -279,6 +283,20 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _end(client: InprocClient, loop: asyncio.AbstractEventLoop, thread: threading.Thread, num_threads: int) -> None:
+    """Ends an engine and its loop; torch has `num_threads` again."""
+    if threading.current_thread() is thread:  # an interrupted call held the last reference: nobody joins itself
+        threading.Thread(target=_end, args=(client, loop, thread, num_threads), name="end of an LLM").start()
+        return
+    client.close()
+    asyncio.run_coroutine_threadsafe(_others_end(), loop).result()  # callers in other threads hear of it
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+    torch.set_num_threads(num_threads)
+    garbage.resume()
 
 
 async def _others_end() -> None:

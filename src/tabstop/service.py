@@ -31,7 +31,8 @@ from tabstop.errors import (
     UnknownModelError,
     from_code,
 )
-from tabstop.text import ModelText, load_text
+from tabstop.grammar.specs import thinking_constraint
+from tabstop.text import DEFAULT_OPTIONS, ModelText, TextOptions, load_text
 from tabstop.types import (
     CachePolicy,
     ConstraintSpec,
@@ -268,6 +269,8 @@ def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: Encod
         room = model.max_model_len - len(prompt.ids)
         limits = structs.replace(limits, max_tokens=min(limits.max_tokens + len(prompt.healed), room))
         constraints = (ConstraintSpec("healing", prompt.healed.hex()), *constraints)
+    if prompt.thinking is not None and constraints:
+        constraints = (thinking_constraint(prompt.thinking), *constraints)
     # Only the last part is free text, so no two scopes can spell the same.
     scope = "\0".join((call.tenant, model.name, call.adapter, call.cache_salt))
     return Submit(
@@ -310,18 +313,18 @@ def make_service(
     config: ServerConfig,
     *,
     tokenizer: Checkpoint | None = None,
-    fim: str = "auto",
+    options: TextOptions = DEFAULT_OPTIONS,
 ) -> Service:
     """A service with one model: its tokenizer, template and defaults come from the checkpoint.
 
-    `tokenizer`: where to take tokenizer and template from instead (--tokenizer). `fim`: as --fim says. Raises
-    StartupError subclasses.
+    `tokenizer`: where to take tokenizer and template from instead (--tokenizer). Raises StartupError
+    subclasses.
     """
     names = config.served_model_name or (checkpoint.name,)
     model = ServedModel(
         names[0],
         engines,
-        load_text(checkpoint, tokenizer, fim, config.tool_format),
+        load_text(checkpoint, tokenizer, options),
         aliases=names[1:],
         created=checkpoint.created,
         policy=PromptPolicy(config.transcode_fim, config.token_healing),

@@ -135,7 +135,7 @@ def test_unsupported_parameters_are_refused_by_name(name: str) -> None:
 CHAT_REFUSED: dict[str, Any] = {
     "chat_template": "{{ x }}", "function_call": {"name": "f"},
     "functions": [{"name": "f"}], "modalities": ["text", "audio"], "documents": [{"x": 1}],
-    "chat_template_kwargs": {"enable_thinking": False}, "echo": True,
+    "chat_template_kwargs": {"messages": []}, "echo": True,
 }  # fmt: skip
 
 

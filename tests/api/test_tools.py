@@ -16,11 +16,12 @@ import pytest
 from tabstop.api.openai import Caller, chat_call
 from tabstop.api.schema import ChatBody, decode_body
 from tabstop.checkpoint import Checkpoint, open_checkpoint
-from tabstop.config import EngineConfig, ServerConfig
+from tabstop.config import EngineConfig
 from tabstop.engine.build import build_core
 from tabstop.engine.fake import FakeEngine, scripted
 from tabstop.engine.inproc import InprocClient
 from tabstop.errors import InputError, NotSupportedError
+from tabstop.text import DEFAULT_OPTIONS, TextOptions
 from tabstop.text.chat import Conversation
 from tabstop.text.tokenizer import load_tokenizer
 from tabstop.tools import FORMATS, Function, ToolUse
@@ -69,7 +70,7 @@ def client_of(server: Any) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module", params=["auto", *(name for name in FORMATS if name != "hermes")])
 def forced(request: pytest.FixtureRequest, checkpoint: Checkpoint, engine: InprocClient) -> Iterator[openai.OpenAI]:
-    with client_of(serving(checkpoint, engine, ServerConfig(tool_format=request.param))) as client:
+    with client_of(serving(checkpoint, engine, options=TextOptions(tool_format=request.param))) as client:
         yield client
 
 
@@ -143,12 +144,12 @@ def test_a_call_that_is_cut_is_no_whole_one(forced: openai.OpenAI) -> None:
 
 
 @contextmanager
-def saying(checkpoint: Checkpoint, *texts: str, form: str = "auto") -> Iterator[Running]:
+def saying(checkpoint: Checkpoint, *texts: str, options: TextOptions = DEFAULT_OPTIONS) -> Iterator[Running]:
     """A server whose samples say these texts, whatever they are asked."""
     tokenizer = load_tokenizer(checkpoint)
     script = scripted(*([*tokenizer.encode(text), EOS] for text in texts))
     fake = FakeEngine(script=script, stop_sets={"eos": frozenset([EOS])})
-    with serving(checkpoint, fake, ServerConfig(tool_format=form)) as running:
+    with serving(checkpoint, fake, options=options) as running:
         yield running
         running.assert_idle()
 
@@ -270,7 +271,7 @@ SPOKEN = {
 
 @pytest.mark.parametrize("form", SPOKEN)
 def test_markers_that_are_control_tokens_are_seen_and_not_shown(checkpoint: Checkpoint, form: str) -> None:
-    with saying(checkpoint, SPOKEN[form], form=form) as running:
+    with saying(checkpoint, SPOKEN[form], options=TextOptions(tool_format=form)) as running:
         (choice,) = post(running, tools=[WEATHER, NOW])["choices"]
         assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["get_weather", "now"]
         assert "tool" not in (choice["message"]["content"] or "") and choice["finish_reason"] == "tool_calls"
@@ -315,6 +316,28 @@ def test_a_format_of_the_text_beside_tools(forced: openai.OpenAI) -> None:
             assert choice.message.content is None
         else:
             assert json.loads(choice.message.content) in ("left", "right")
+
+
+# ---- beside reasoning
+
+
+THOUGHT = "<think>\nI could <tool_call>\n{}\n</tool_call>.\n</think>\n\n" + HERMES
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_calls_in_thoughts_are_thoughts(checkpoint: Checkpoint, separate: bool) -> None:
+    options = TextOptions(reasoning="think")
+    with saying(checkpoint, THOUGHT, options=options) as running:
+        (choice,) = post(running, tools=[WEATHER], separate_reasoning=separate)["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"] == {"name": "get_weather", "arguments": ARGUMENTS}
+        thought = "I could <tool_call>\n{}\n</tool_call>."
+        if separate:
+            assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == (thought, None)
+        else:
+            assert choice["message"]["content"] == f"<think>\n{thought}\n</think>"
+        choices, _ = streamed(running, tools=[WEATHER], separate_reasoning=separate)
+        assert choices[0]["content"] == (choice["message"]["content"] or "") and len(choices[0]["calls"]) == 1
 
 
 # ---- bodies
@@ -411,7 +434,7 @@ def test_templates_get_tools_as_clients_write_them() -> None:
 
 
 def test_a_model_that_calls_nothing_says_so(checkpoint: Checkpoint) -> None:
-    with saying(checkpoint, "x", form="off") as running:
+    with saying(checkpoint, "x", options=TextOptions(tool_format="off")) as running:
         answer = httpx.post(running.url + "/v1/chat/completions", json={"messages": ASK, "tools": [NOW]})
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "tools"
         assert "--tool-format" in answer.json()["error"]["message"]

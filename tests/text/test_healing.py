@@ -17,6 +17,7 @@ from tabstop.config import EngineConfig, ServerConfig
 from tabstop.engine.build import build_core
 from tabstop.engine.inproc import InprocClient
 from tabstop.service import Service, make_service
+from tabstop.text import TextOptions
 from tabstop.text.fim import Hole
 from tabstop.text.healing import Healer
 from tabstop.text.tokenizer import Tokenizer
@@ -65,7 +66,9 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     fim = request.param
     config = EngineConfig(model=str(folder), num_threads=1, num_kv_blocks=256, block_size=4, max_model_len=256, fim=fim)
     client = InprocClient(build_core(config))
-    yield make_service(open_checkpoint(str(folder)), [client], ServerConfig(token_healing="on"), fim=fim)
+    yield make_service(
+        open_checkpoint(str(folder)), [client], ServerConfig(token_healing="on"), options=TextOptions(fim)
+    )
     client.close()
 
 

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,7 +32,7 @@ from tabstop.errors import InputError, NotSupportedError, TabstopError
 from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
 from tabstop.text.fim_frames import DEFAULT_PATH, SourceFile, Surroundings
-from tabstop.text.messages import make_conversation
+from tabstop.text.messages import make_conversation, read_switches
 from tabstop.text.reporting import ReportedToken
 from tabstop.types import FinishReason, Priority
 
@@ -110,19 +110,26 @@ def surroundings(body: AroundHole, more: Sequence[FileBody] = ()) -> Surrounding
 
 def chat_call(body: ChatBody, caller: Caller) -> Call:
     """Raises InputError or NotSupportedError, naming the parameter."""
-    _refuse_unsupported(body, ("chat_template", "chat_template_kwargs", "documents", "modalities", "audio", "echo"))
+    _refuse_unsupported(body, ("chat_template", "documents", "modalities", "audio", "echo"))
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     fields = shared(body, caller)
     fields |= {"num_logprobs": chat_num_logprobs(body), "num_prompt_logprobs": num_prompt_logprobs(body)}
-    fields["tools"] = tool_use(body, fields["constraints"])
+    fields |= {"tools": tool_use(body, fields["constraints"]), "reasoning": _reasoning(body)}
     return Call(prompts=(conversation(body),), max_tokens=max_tokens, **fields)
 
 
 def conversation(body: Any) -> Conversation:
     """Of a ChatBody, TokenizeBody or TemplateBody. A last message of the assistant is the beginning of the answer."""
     asked = getattr(body, "continue_final_message", None)
-    tools = template_tools(body.tools)
-    return make_conversation(body.messages, body.add_generation_prompt is not False, asked, tools)
+    tools, switches = template_tools(body.tools), read_switches(body.chat_template_kwargs, body.reasoning_effort)
+    return make_conversation(body.messages, body.add_generation_prompt is not False, asked, tools, switches)
+
+
+def _reasoning(body: ChatBody) -> Literal["apart", "hidden", "inline"]:
+    """Where thoughts go, in the words of vLLM, SGLang and llama.cpp."""
+    if body.separate_reasoning is False or body.reasoning_format == "none":
+        return "inline"
+    return "hidden" if body.include_reasoning is False else "apart"
 
 
 def prompts_of(prompt: str | list[Any] | None, bos: bool) -> list[Prompt]:
@@ -286,12 +293,16 @@ class ChatFormat(OpenAIFormat):
         return b"".join(self._event([_chat_choice(index, "delta", role)]) for index in range(self._num_choices))
 
     def delta(self, delta: TextDelta) -> bytes:
-        content = b""
+        content, logprobs = b"", delta.logprobs
+        if delta.reasoning:
+            shown: dict[str, Any] = {"reasoning_content": delta.reasoning}
+            content = self._event([_chat_choice(delta.index, "delta", shown, logprobs=logprobs)])
+            logprobs = []
         calls = new_calls(delta.calls)
-        if delta.text or delta.logprobs or calls:
-            shown: dict[str, Any] = {"content": delta.text} if delta.text or not calls else {}
+        if delta.text or logprobs or calls:
+            shown = {"content": delta.text} if delta.text or not calls else {}
             shown |= {"tool_calls": calls} if calls else {}
-            content = self._event([_chat_choice(delta.index, "delta", shown, logprobs=delta.logprobs)])
+            content += self._event([_chat_choice(delta.index, "delta", shown, logprobs=logprobs)])
         return content + (self._event([_chat_choice(delta.index, "delta", {}, delta)]) if delta.finish else b"")
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
@@ -316,12 +327,15 @@ def fill_object(fill: FillReport | None) -> dict[str, Any]:
 
 def usage_object(usage: Usage) -> dict[str, Any]:
     """OpenAI's usage, always with the cached tokens."""
-    return {
+    counts: dict[str, Any] = {
         "prompt_tokens": usage.num_prompt_tokens,
         "completion_tokens": usage.num_completion_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
     }
+    if usage.num_reasoning_tokens:
+        counts["completion_tokens_details"] = {"reasoning_tokens": usage.num_reasoning_tokens}
+    return counts
 
 
 def _event(content: dict[str, Any]) -> bytes:
@@ -345,12 +359,16 @@ def chat_choices(choices: Sequence[TextDelta], key: str) -> list[dict[str, Any]]
 def _message(choice: TextDelta) -> dict[str, Any]:
     """A whole one; without content where there are but calls."""
     calls = whole_calls(choice.calls)
-    shown = {"role": "assistant", "content": choice.text or (None if calls else "")}
+    shown = {"role": "assistant"} | _thoughts(choice) | {"content": choice.text or (None if calls else "")}
     return shown | ({"tool_calls": calls} if calls else {})
 
 
 def _news(choice: TextDelta) -> dict[str, Any]:
-    return {"content": choice.text} if choice.text else {}
+    return _thoughts(choice) | ({"content": choice.text} if choice.text else {})
+
+
+def _thoughts(choice: TextDelta) -> dict[str, str]:
+    return {"reasoning_content": choice.reasoning} if choice.reasoning else {}
 
 
 def _chat_choice(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tabstop.errors import InputError
+from tabstop.grammar.specs import Thinking, read_thinking
 from tabstop.types import ConstraintSpec
 
 if TYPE_CHECKING:
@@ -117,8 +118,11 @@ class Vocabulary:
         return Guidance(self)
 
 
-Compile = Callable[[Any, Vocabulary, bytes], Constraint]
-"""(spec value, vocabulary, bytes that come before what the constraint is about) → Constraint.
+Before = bytes | Thinking
+"""What comes before the text that a constraint is about: healed bytes, or reasoning."""
+
+Compile = Callable[[Any, Vocabulary, Before], Constraint]
+"""(spec value, vocabulary, what comes before what the constraint is about) → Constraint.
 
 Raises InputError for a value that cannot be compiled.
 """
@@ -136,7 +140,7 @@ KINDS: dict[str, str | Compile] = {
 """Kind → compile function, or module:function to import when first used."""
 
 
-def compile_constraint(spec: ConstraintSpec, vocabulary: Vocabulary, before: bytes = b"") -> Constraint:
+def compile_constraint(spec: ConstraintSpec, vocabulary: Vocabulary, before: Before = b"") -> Constraint:
     """Compiles one constraint; runs on a helper thread. Raises InputError for an unknown kind or a bad value."""
     entry = KINDS.get(spec.kind)
     if entry is None:
@@ -149,9 +153,14 @@ def compile_constraint(spec: ConstraintSpec, vocabulary: Vocabulary, before: byt
 
 
 def compile_constraints(specs: Sequence[ConstraintSpec], vocabulary: Vocabulary) -> list[Constraint]:
-    """All of a request's. Healed bytes stand before the text that the others are about: a token may lie across."""
-    healed = next((spec.value for spec in specs if spec.kind == "healing"), "")
+    """All of a request's. Healed bytes stand before the text that the others are about: a token may lie across.
+
+    So does reasoning; a prompt that is healed is no chat, which alone has some.
+    """
+    values = {spec.kind: spec.value for spec in specs}
     constraints = [compile_constraint(spec, vocabulary) for spec in specs if spec.kind == "healing"]
-    before = bytes.fromhex(healed) if constraints else b""
-    others = [spec for spec in specs if spec.kind != "healing"]
+    before: Before = bytes.fromhex(values["healing"]) if constraints else b""
+    if "thinking" in values:
+        before = read_thinking(values["thinking"])
+    others = [spec for spec in specs if spec.kind not in ("healing", "thinking")]
     return constraints + [compile_constraint(spec, vocabulary, before) for spec in others]

@@ -22,8 +22,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from tabstop.errors import InputError, OverloadedError
-from tabstop.grammar import GrammarLimits, Vocabulary
+from tabstop.grammar import Before, GrammarLimits, Vocabulary
 from tabstop.grammar.json_schema import explained, prepared
+from tabstop.grammar.specs import Thinking
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=100_000,  # a tenth of llguidance's: ((a{100}){100}){100} took 1.3 s and 180 MB at its own
@@ -121,13 +122,13 @@ class Guidance:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self.limits: GrammarLimits = vocabulary.limits
-        self._cache: OrderedDict[tuple[str, bytes], Grammar | InputError] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, Before], Grammar | InputError] = OrderedDict()
         self._lock = threading.Lock()
         self._num_runaways = 0
         self._tokenizer = LLTokenizer(TokenizerWrapper(_Tokens(vocabulary)), eos_token=[vocabulary.size])
 
-    def compile(self, grammar: str, before: bytes, name: str) -> Grammar:
-        """`grammar`: one entry of llguidance's list of grammars, as JSON; with nothing before it, also several.
+    def compile(self, grammar: str, before: Before, name: str) -> Grammar:
+        """`grammar`: one of llguidance's grammars as JSON, or a list of one and those that it names.
 
         `name`: of what the client sent.
 
@@ -231,14 +232,14 @@ class _Tokens:
 # ---- kinds
 
 
-def compile_json_schema(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
+def compile_json_schema(value: Any, vocabulary: Vocabulary, before: Before = b"") -> Grammar:
     """`value`: the schema as JSON."""
     check_size(value, vocabulary.limits, "the JSON schema")
     schema = prepared(value, vocabulary.limits.max_depth)
     return vocabulary.guidance.compile(schema, before, "the JSON schema")
 
 
-def compile_regex(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
+def compile_regex(value: Any, vocabulary: Vocabulary, before: Before = b"") -> Grammar:
     """`value`: a regular expression of Rust's regex crate; the whole text matches it.
 
     `\\d` and `\\w` are ASCII, as JSON schemas have them.
@@ -248,7 +249,7 @@ def compile_regex(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Gr
     return vocabulary.guidance.compile(json.dumps({"lark_grammar": lark}), before, "the regular expression")
 
 
-def compile_choice(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
+def compile_choice(value: Any, vocabulary: Vocabulary, before: Before = b"") -> Grammar:
     """`value`: a list of texts as JSON."""
     check_size(value, vocabulary.limits, "the list of choices")
     choices = json.loads(value)
@@ -258,13 +259,13 @@ def compile_choice(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> G
     return vocabulary.guidance.compile(json.dumps({"lark_grammar": lark}), before, "the list of choices")
 
 
-def compile_lark(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
+def compile_lark(value: Any, vocabulary: Vocabulary, before: Before = b"") -> Grammar:
     """`value`: a grammar in llguidance's dialect of Lark; its rule `start` is the text."""
     check_size(value, vocabulary.limits, "the grammar")
     return vocabulary.guidance.compile(json.dumps({"lark_grammar": value}), before, "the grammar")
 
 
-def compile_gbnf(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Grammar:
+def compile_gbnf(value: Any, vocabulary: Vocabulary, before: Before = b"") -> Grammar:
     """`value`: a grammar in llama.cpp's GBNF; its rule `root` is the text."""
     check_size(value, vocabulary.limits, "the grammar")
     if len(value) > MAX_GBNF:
@@ -289,17 +290,32 @@ def _character(escape: re.Match[str]) -> str:
     return chr(code) if code > 0x7F else f"\\x{code:02x}"
 
 
-def _joined(grammar: str, before: bytes) -> str:
-    """llguidance's list of grammars: the grammar, after some bytes."""
+def _joined(grammar: str, before: Before) -> str:
+    """llguidance's list of grammars: the grammar, after some bytes or reasoning."""
     if not before:
-        return f'{{"grammars": [{grammar}]}}'
-    try:
-        text = before.decode()
-    except UnicodeDecodeError:
-        raise InputError("a grammar can only follow whole characters") from None
-    body = {"name": "body"} | json.loads(grammar)
-    start = {"name": "start", "lark_grammar": f"start: {_quoted(text)} @body"}
-    return json.dumps({"grammars": [start, body]})
+        return f'{{"grammars": {grammar if grammar.startswith("[") else f"[{grammar}]"}}}'
+    if isinstance(before, bytes):
+        try:
+            opening = f"start: {_quoted(before.decode())} @body"
+        except UnicodeDecodeError:
+            raise InputError("a grammar can only follow whole characters") from None
+    else:
+        opening = _reasoning(before)
+    given = json.loads(grammar)
+    body, *named = given if isinstance(given, list) else [given]
+    start = {"name": "start", "lark_grammar": opening}
+    return json.dumps({"grammars": [start, body | {"name": "body"}, *named]})
+
+
+def _reasoning(thinking: Thinking) -> str:
+    """Lark: any text up to the end tag, and at most two line ends; whether there is any is the model's choice."""
+    start = _quoted(thinking.start) if thinking.start_id is None else f"<[{thinking.start_id}]>"
+    if thinking.end_id is None:
+        inside = f"inside\ninside[suffix={_quoted(thinking.end)}]: /(?s:.*)/"
+    else:
+        inside = f"inside <[{thinking.end_id}]>\ninside: /(?s:.*)/"
+    rest = f"think: {inside}\nblank: /[\\n]{{0,2}}/\n"
+    return ("start: think blank @body\n" if thinking.is_open else f"start: ({start} think blank)? @body\n") + rest
 
 
 def _quoted(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tabstop.errors import InputError
-from tabstop.grammar import Vocabulary
+from tabstop.grammar import Before, Vocabulary
 from tabstop.grammar.bits import mask_of
 from tabstop.grammar.trie import TokenTrie
 
@@ -50,7 +50,7 @@ class Healing:
         return Healing(self._vocabulary, self._target, self._masks, self._places[:])
 
 
-def compile_healing(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> Healing:
+def compile_healing(value: Any, vocabulary: Vocabulary, before: Before = b"") -> Healing:
     """`value`: the bytes in hexadecimal. Raises InputError for bytes that the vocabulary cannot spell."""
     try:
         target = bytes.fromhex(value)

@@ -44,6 +44,29 @@ def gbnf_constraint(grammar: str) -> ConstraintSpec:
     return ConstraintSpec("gbnf", grammar)
 
 
+class Thinking(msgspec.Struct, frozen=True):
+    """What a model writes before the text that other constraints are about: its reasoning, up to the end tag."""
+
+    start: str
+    end: str
+    is_open: bool  # the start tag was in the prompt; else the model may write it, or not think at all
+    start_id: int | None = None  # of a tag that is a control token
+    end_id: int | None = None
+
+
+def thinking_constraint(thinking: Thinking) -> ConstraintSpec:
+    """No constraint by itself: the others begin behind the reasoning."""
+    return ConstraintSpec("thinking", msgspec.json.encode(thinking).decode())
+
+
+def read_thinking(value: Any) -> Thinking:
+    """Of a spec. Raises InputError."""
+    try:
+        return msgspec.json.decode(value, type=Thinking)
+    except (msgspec.MsgspecError, TypeError):
+        raise InputError("thinking takes the tags around it as JSON") from None
+
+
 def _encoded(value: Any, what: str) -> str:
     try:
         return msgspec.json.encode(value).decode()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tabstop.grammar import Vocabulary
+from tabstop.grammar import Before, Vocabulary
 from tabstop.grammar.bits import mask_of
 from tabstop.types import ConstraintSpec, Sampling
 
@@ -55,7 +55,7 @@ class TokenRules:
         return TokenRules(self._mask, self._runs, self._tokens[:])
 
 
-def compile_tokens(value: Any, vocabulary: Vocabulary, before: bytes = b"") -> TokenRules:
+def compile_tokens(value: Any, vocabulary: Vocabulary, before: Before = b"") -> TokenRules:
     """`value`: (allowed ids, empty for all; banned runs), whose ids the engine has checked."""
     allowed, banned = value
     size = vocabulary.size

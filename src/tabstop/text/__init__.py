@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tabstop.text.chat import ChatTemplate
     from tabstop.text.fim import FillIn
     from tabstop.text.healing import Healer
+    from tabstop.text.reasoning import Reasoning
     from tabstop.text.tokenizer import Tokenizer
     from tabstop.tools import ToolFormat
     from tabstop.types import Sampling
@@ -27,15 +28,26 @@ class ModelText:
     sampling: Sampling  # where a client gives no value
     fill: FillIn  # how it fills holes in files
     healer: Healer  # takes prompts back to where their tokens are stable
+    reasoning: Reasoning | None = None  # how its thoughts in a chat are told from its answer; None: it has none
     tools: ToolFormat | None = None  # how it writes calls; None: it calls nothing
 
 
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """What of a model's texts is not left to its checkpoint."""
+
+    fim: str = "auto"  # auto, off or the family in whose layout holes are filled (--fim)
+    reasoning: str = "auto"  # auto, off or a style of text/reasoning.py (--reasoning)
+    tool_format: str = "auto"  # auto, off or one of tools/__init__.py (--tool-format)
+
+
+DEFAULT_OPTIONS = TextOptions()
+
+
 def load_text(
-    checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, fim: str = "auto", tool_format: str = "auto"
+    checkpoint: Checkpoint, tokenizer: Checkpoint | None = None, options: TextOptions = DEFAULT_OPTIONS
 ) -> ModelText:
     """The text side of a checkpoint; tokenizer and template from another checkpoint if one is given (--tokenizer).
-
-    `fim`: auto, off or the family in whose layout holes are filled (--fim). `tool_format`: as --tool-format says.
 
     Raises StartupError subclasses.
     """
@@ -43,6 +55,7 @@ def load_text(
     from tabstop.text.defaults import sampling_defaults
     from tabstop.text.fim import load_fill_in
     from tabstop.text.healing import Healer
+    from tabstop.text.reasoning import find_reasoning
     from tabstop.text.tokenizer import load_tokenizer
     from tabstop.tools import load_format
 
@@ -53,7 +66,8 @@ def load_text(
         loaded,
         template,
         sampling_defaults(checkpoint),
-        load_fill_in(checkpoint, loaded, fim),
+        load_fill_in(checkpoint, loaded, options.fim),
         Healer(loaded.token_bytes),
-        load_format(template.source if template else None, tool_format),
+        find_reasoning(options.reasoning, template.source if template else None),
+        load_format(template.source if template else None, options.tool_format),
     )

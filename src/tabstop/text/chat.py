@@ -7,7 +7,7 @@ What users write is marked before rendering so that it cannot spell control toke
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -54,6 +54,12 @@ class Conversation:
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # the last message is the beginning of the answer
     tools: Sequence[Mapping[str, Any]] | None = None  # what the template is told of functions, as clients write it
+    switches: Mapping[str, bool | str] = field(default_factory=dict)  # variables of the template, of SWITCHES
+
+    @property
+    def begun(self) -> str:
+        """What there is of the answer."""
+        return (self.messages[-1].get("content") or "") if self.continue_final_message else ""
 
 
 class ChatTemplate:
@@ -124,7 +130,7 @@ class ChatTemplate:
             "documents": None,
         } | self._special_tokens
         generate = conversation.add_generation_prompt and not conversation.continue_final_message
-        variables["add_generation_prompt"] = generate
+        variables |= {"add_generation_prompt": generate, **conversation.switches}
         try:
             return self._sandbox.render(self._template, variables, self._limits)
         except TemplateLimitError as error:
