@@ -24,7 +24,8 @@ from tabstop.errors import (
     UnavailableError,
     UnknownModelError,
 )
-from tabstop.service import MAX_STOP_CHARACTERS, ServedModel, Service, make_service, route_by_session
+from tabstop.limits import MAX_STOP_CHARACTERS
+from tabstop.service import ServedModel, Service, make_service, route_by_session
 from tabstop.text import load_text
 from tabstop.text.chat import MARKS, Conversation
 from tabstop.text.tokenizer import Tokenizer

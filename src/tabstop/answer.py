@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tabstop.call import Call, Summary, TextDelta, Usage
+from tabstop.call import Call, Confidence, Summary, TextDelta, Usage
 from tabstop.engine.client import EngineClient
 from tabstop.errors import DeadlineError, InternalError, TabstopError, UnavailableError, from_code
 from tabstop.grammar.specs import Thinking
@@ -92,6 +92,8 @@ class _Sample:
     reporter: Reporter | None  # where log-probabilities are wanted
     keeps_stop: bool  # a stop token is part of the text
     parts: Parts  # reasoning and calls
+    confidence: Confidence | None = None  # so far, where it is wanted
+    hides_logprobs: bool = False  # they were not asked for themselves
     last_time: float | None = None  # of its last tokens
     num_shown: int = 0  # tokens that are not skipped
     is_overlap: bool = False  # ended because it repeated the suffix
@@ -110,9 +112,13 @@ class _Sample:
         text.token_ids = text.token_ids[num_skipped:]
         if self.reporter is not None:
             text.logprobs = self.reporter.read(text.token_ids, logprobs)
+        if self.confidence is not None:
+            self.confidence.add(text.logprobs)
+        if self.hides_logprobs:
+            text.logprobs = []
         self.parts.read(text)
         if text.finish is not None:
-            text.fill = self.request.prompt.fill
+            text.fill, text.confidence = self.request.prompt.fill, self.confidence
         return text
 
     def _limited(self, delta: Delta) -> tuple[Delta, int]:
@@ -224,7 +230,10 @@ class Answer:
         detokenizer.control_bytes = parts.control_bytes
         shaper = Shaper(Shape(prompt.crlf, call.min_indent, call.max_seconds))
         reporter = None if call.num_reported is None else Reporter(self._tokenizer, len(prompt.echo))
-        return _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string, parts)
+        sample = _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string, parts)
+        sample.confidence = Confidence() if call.confidence else None
+        sample.hides_logprobs = call.num_logprobs is None and call.num_best is None
+        return sample
 
     async def started(self) -> None:
         """Waits for the first news from the engine. Raises the TabstopError that prevents an answer."""
@@ -255,7 +264,7 @@ class Answer:
 
         Too late for an answer whose samples have all ended.
         """
-        if self._error is None and (self._samples or not self._tasks):
+        if self._error is None and not self._closed and (self._samples or not self._tasks):
             self._error = error
             self._drop()
 
@@ -278,6 +287,7 @@ class Answer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()  # a cancelled one keeps its frame, which keeps this answer
 
     # ---- inside
 

@@ -83,6 +83,8 @@ class Call:
     min_indent: int = 0  # a later line that is indented less ends the text
     max_seconds: float | None = None  # from the first token; ends the text once it has a line end
     healing: bool | None = None  # of the token that the cursor is in
+    confidence: bool = False  # say how likely each choice's tokens were
+    min_confidence: float | None = None  # a whole choice of a lower mean has no text. unit: nats
     distinct: bool = False  # of a whole answer's choices, only those that differ by more than blanks
 
     client: str = ""  # the program that asks, by its user agent
@@ -97,14 +99,35 @@ class Call:
 
     @property
     def num_reported(self) -> int | None:
-        """As num_logprobs, of what the engine is asked: ranking needs them, too."""
-        return 0 if self.num_logprobs is None and self.num_best is not None else self.num_logprobs
+        """As num_logprobs, of what the engine is asked: ranking and confidence need them, too."""
+        is_needed = self.num_best is not None or self.confidence
+        return 0 if self.num_logprobs is None and is_needed else self.num_logprobs
 
     @property
     def num_prompt_reported(self) -> int | None:
         """As num_prompt_logprobs, of what the engine is asked."""
         counts = [n for n in (self.num_prompt_logprobs, self.num_logprobs if self.echo else None) if n is not None]
         return max(counts, default=None)
+
+
+@dataclass(slots=True)
+class Confidence:
+    """How likely the model found a choice's tokens, an end token included. unit: nats (log-probabilities)"""
+
+    num_tokens: int = 0
+    total: float = 0.0
+    minimum: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(1, self.num_tokens)
+
+    def add(self, tokens: Sequence[ReportedToken]) -> None:
+        """The next tokens."""
+        for token in tokens:
+            self.num_tokens += 1
+            self.total += token.chosen.logprob
+            self.minimum = min(self.minimum, token.chosen.logprob)
 
 
 @dataclass(slots=True)
@@ -121,6 +144,7 @@ class TextDelta:
     prompt: ReportedPrompt | None = None  # beside a choice's first text, if it was asked for
     calls: list[CallPiece] = field(default_factory=list)  # of tools, new beside the text
     has_calls: bool = False  # beside `finish`: the choice calls tools
+    confidence: Confidence | None = None  # of the whole choice, beside `finish`, if it was asked for
     reasoning: str = ""  # comes before `text`, also where a delta has both
 
     def append(self, later: TextDelta) -> None:
@@ -133,6 +157,7 @@ class TextDelta:
         self.calls += later.calls
         self.has_calls = later.has_calls
         self.finish, self.stop_reason, self.fill = later.finish, later.stop_reason, later.fill
+        self.confidence = later.confidence
 
 
 def best_choices(choices: Sequence[TextDelta], call: Call) -> list[TextDelta]:

@@ -123,6 +123,7 @@ class ServerConfig:
     unknown_model: str = option("serve", "what to do with other model names", choices=("serve", "refuse"))
     max_body_bytes: int = option(8 << 20, "largest request body", unit="bytes", minimum=1024)
     max_header_bytes: int = option(64 << 10, "largest path and headers of a request", unit="bytes", minimum=1024)
+    max_num_headers: int = option(128, "most headers of a request", unit="headers", minimum=8)
     header_timeout: float = option(
         10.0, "how long a client may take to send its headers", unit="seconds", minimum=0.1, maximum=3600
     )
@@ -132,11 +133,27 @@ class ServerConfig:
     send_timeout: float = option(
         60.0, "how long a client may leave its answer unread", unit="seconds", minimum=0.1, maximum=86_400
     )
+    max_connections_per_address: int | None = option(
+        None,
+        "connections that one address may have to a front end; default: no limit, since a proxy has them all",
+        unit="connections",
+        minimum=1,
+    )
     max_open_requests: int = option(
         4096, "requests that a front end has open at once; more are refused", unit="requests", minimum=1
     )
     max_num_samples: int = option(32, "largest n of a request", minimum=1)
     max_stop_strings: int = option(64, "most stop strings of a request", minimum=0)
+    max_logit_biases: int = option(1024, "most tokens in logit_bias", unit="tokens", minimum=0, maximum=1024)
+    max_prompt_tokens: int | None = option(
+        None, "longest prompt; default: what the context holds", unit="tokens", minimum=1
+    )
+    max_request_tokens: int = option(
+        1 << 20, "all prompts of a request and max_tokens of all of its samples together", unit="tokens", minimum=1
+    )
+    max_queue_age: float = option(
+        600.0, "how long a request may wait before it is begun", unit="seconds", minimum=0.001, maximum=86_400
+    )
     transcode_fim: bool = option(True, "lay out raw prompts in another family's markers for the model that is served")
     token_healing: str = option(
         "off", "begin within the token that the cursor is in: never, in holes, always", choices=("off", "auto", "on")

@@ -19,8 +19,9 @@ from tabstop.engine import garbage
 from tabstop.engine.build import build_core
 from tabstop.engine.inproc import InprocClient
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
+from tabstop.limits import MAX_CHOICES
 from tabstop.outputs import NO_BEAMS, CompletionOutput, Logprob, RequestOutput, SamplingParams
-from tabstop.service import MAX_CHOICES, Service, make_service
+from tabstop.service import Service, make_service
 from tabstop.text import TextOptions
 from tabstop.text.messages import make_conversation, read_messages
 from tabstop.text.reporting import ReportedToken
@@ -63,7 +64,7 @@ class LLM:
         self._service: Service = make_service(
             checkpoint,
             [self._client],
-            ServerConfig(max_num_samples=MAX_CHOICES),
+            ServerConfig(max_num_samples=MAX_CHOICES, max_queue_age=86_400, max_request_tokens=1 << 40),
             tokenizer=tokenizer,
             options=TextOptions(config.fim, config.reasoning, config.tool_format),
         )

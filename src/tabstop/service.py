@@ -7,6 +7,7 @@ event loop; texts are encoded in threads.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import secrets
 import time
@@ -20,23 +21,20 @@ from tabstop.answer import Answer, EncodedPrompt, Observer
 from tabstop.call import Call, Summary
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
-from tabstop.encoding import PromptPolicy, encode_prompts, make_sampling, too_long
+from tabstop.encoding import PromptPolicy, encode_prompts, make_sampling
 from tabstop.engine.client import EngineClient
 from tabstop.errors import (
-    ContextLengthError,
-    DeadlineError,
-    InputError,
     InternalError,
     TabstopError,
     UnknownModelError,
     from_code,
 )
 from tabstop.grammar.specs import thinking_constraint
+from tabstop.limits import ServiceLimits, check_call, check_room, in_time, limits_of, share_of
 from tabstop.text import DEFAULT_OPTIONS, ModelText, TextOptions, load_text
 from tabstop.types import (
     CachePolicy,
     ConstraintSpec,
-    EngineInfo,
     Limits,
     Priority,
     RequestId,
@@ -48,12 +46,7 @@ from tabstop.types import (
 log = logging.getLogger(__name__)
 
 DEFAULT_POLICY = PromptPolicy()
-
-MAX_CHOICES = 1024
-"""Most samples of one call, over all of its prompts."""
-
-MAX_STOP_CHARACTERS = 8192
-"""All stop strings of a call together: their automaton has a state for each character."""
+DEFAULT_LIMITS = ServiceLimits()
 
 SEED_BITS = 63
 """Seeds of clients are taken modulo that many bits."""
@@ -87,14 +80,6 @@ class ServedModel:
         return self.engines[0].info.max_model_len
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceLimits:
-    """What a call may ask for at most."""
-
-    max_num_samples: int = 32
-    max_stop_strings: int = 64
-
-
 class _Nobody:
     """An observer that does not look."""
 
@@ -112,7 +97,7 @@ class Service:
         models: Sequence[ServedModel],
         *,
         refuse_unknown: bool = False,
-        limits: ServiceLimits = ServiceLimits(),
+        limits: ServiceLimits = DEFAULT_LIMITS,
         route: Route = route_by_session,
         log_prompts: bool = False,
     ) -> None:
@@ -151,6 +136,10 @@ class Service:
             for engine in model.engines:
                 _ = engine.info
 
+    def check_room(self) -> None:
+        """Raises OverloadedError when no engine would take a request."""
+        check_room([engine for model in self.models for engine in model.engines])
+
     async def warm_up(self) -> None:
         """Lets every engine generate one real token. Raises what prevents it."""
         for model in self.models:
@@ -165,18 +154,16 @@ class Service:
         Raises every TabstopError that a call can end with. Cancelling it leaves nothing behind.
         """
         start_time = time.perf_counter()
-        self._check(call)
         model = self.resolve(call.model)
         engine = self._route(call, model.engines)
         info = engine.info
-        if len(call.prompts) > info.max_num_waiting:  # later is no better: no 429
-            raise InputError(
-                f"{len(call.prompts)} prompts are more than the queue of {info.max_num_waiting} ever takes; send fewer "
-                "at once, or raise --max-num-waiting",
-                param="prompt",
-            )
+        check_call(call, self.limits, info)
+        check_room([engine], len(call.prompts))
         prompts = await asyncio.to_thread(encode_prompts, call, model.text, info, model.policy)
-        limits = [_limits(call, info, len(prompt.ids), time.perf_counter() - start_time) for prompt in prompts]
+        share = share_of(call, self.limits, prompts)
+        seconds = time.perf_counter() - start_time
+        bounds = [limits_of(call, info, len(prompt.ids), share) for prompt in prompts]
+        limits = [in_time(bound, call, seconds, self.limits.max_queue_age) for bound in bounds]
         answer = Answer(call, self.shown_name(call.model), model.text.tokenizer, self.observer, self.answers.discard)
         answer.start_time = start_time
         if self._log_prompts:
@@ -213,49 +200,6 @@ class Service:
         if model.name not in self._noted:
             self._noted.add(model.name)
             log.warning("%s has no fill-in-the-middle tokens: prefixes are continued, suffixes ignored", model.name)
-
-    def _check(self, call: Call) -> None:
-        """Limits that hold whatever the dialect. Raises InputError."""
-        limits = self.limits
-        if not 1 <= call.num_samples <= limits.max_num_samples:
-            raise InputError(
-                f"n, or best_of, is {call.num_samples}; it must be 1 to {limits.max_num_samples}", param="n"
-            )
-        if not 1 <= len(call.prompts) * call.num_samples <= MAX_CHOICES:
-            raise InputError(f"prompts × n is not between 1 and {MAX_CHOICES}; send fewer prompts", param="prompt")
-        if len(call.stop_strings) > limits.max_stop_strings:
-            raise InputError(f"at most {limits.max_stop_strings} stop strings are allowed", param="stop")
-        if not all(call.stop_strings):
-            raise InputError("a stop string is empty; leave it out", param="stop")
-        if sum(map(len, call.stop_strings)) > MAX_STOP_CHARACTERS:
-            raise InputError(f"stop strings may have {MAX_STOP_CHARACTERS} characters together", param="stop")
-
-
-def _limits(call: Call, info: EngineInfo, num_prompt_tokens: int, seconds_spent: float) -> Limits:
-    """When the samples of a prompt end. Raises ContextLengthError, DeadlineError, InputError."""
-    room = info.max_model_len - num_prompt_tokens
-    if room < 0 or (room == 0 and call.max_tokens != 0):
-        raise too_long(str(num_prompt_tokens), info, "prompt")
-    if call.max_tokens is not None and call.max_tokens > room:
-        raise ContextLengthError(
-            f"the prompt has {num_prompt_tokens} tokens and max_tokens is {call.max_tokens}; together they are over "
-            f"this model's context of {info.max_model_len}: shorten the prompt, or ask for at most {room}",
-            param="max_tokens",
-        )
-    default = room if call.default_max_tokens is None else min(room, call.default_max_tokens)
-    max_tokens = default if call.max_tokens is None else call.max_tokens
-    if call.min_tokens > max_tokens:
-        raise InputError(f"min_tokens is {call.min_tokens}, but at most {max_tokens} may come", param="min_tokens")
-    deadline_ms = None if call.deadline_ms is None else call.deadline_ms - int(seconds_spent * 1000)
-    if deadline_ms is not None and deadline_ms <= 0:
-        raise DeadlineError("the deadline passed before the prompt was encoded")
-    return Limits(
-        max_tokens=max_tokens,
-        min_tokens=call.min_tokens,
-        stop_sets=() if call.ignore_eos else ("eos",),
-        stop_token_ids=call.stop_token_ids,
-        deadline_ms=deadline_ms,
-    )
 
 
 def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: EncodedPrompt, limits: Limits) -> Submit:
@@ -332,6 +276,8 @@ def make_service(
     return Service(
         [model],
         refuse_unknown=config.unknown_model == "refuse",
-        limits=ServiceLimits(config.max_num_samples, config.max_stop_strings),
+        limits=ServiceLimits(
+            **{field.name: getattr(config, field.name) for field in dataclasses.fields(ServiceLimits)}
+        ),
         log_prompts=config.log_prompts,
     )

@@ -84,6 +84,7 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_sets: tuple[str, ...] = ("eos",)  # names of the stop sets given to the engine at start-up
     stop_token_ids: tuple[int, ...] = ()  # the request's own, beside the sets
     deadline_ms: int | None = None  # remaining when sent
+    queue_ms: int | None = None  # within that many a first token must have been begun, or it is refused as overload
 
 
 class CachePolicy(msgspec.Struct, frozen=True, omit_defaults=True):

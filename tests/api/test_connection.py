@@ -172,3 +172,37 @@ def test_a_refused_body_that_ends_leaves_the_connection_open(strict: Running) ->
         connection.sendall(GET[:-2] + b"connection: close\r\n\r\n")
         answers = rest_of(connection)
         assert b"HTTP/1.1 404 " in answers and b"HTTP/1.1 200 OK" in answers
+
+
+def test_a_head_has_so_many_headers(strict: Running) -> None:
+    for num_headers, status in ((127, 200), (128, 431), (300, 431)):
+        lines = b"".join(b"a%d:\r\n" % index for index in range(num_headers))
+        with connected(strict) as connection:
+            connection.sendall(
+                GET[:-2] + lines + b"connection: close\r\n\r\n" if status != 200 else GET[:-2] + lines + b"\r\n"
+            )
+            answer = connection.recv(1 << 16)
+            assert int(answer.split()[1]) == status, num_headers
+            assert (b"--max-num-headers" in answer) == (status == 431)
+
+
+def test_an_address_has_so_many_connections(checkpoint: Checkpoint) -> None:
+    limits = ServerConfig(max_connections_per_address=3)
+    with serving(checkpoint, FakeEngine(stop_sets={"eos": frozenset()}), limits) as running:
+        held = [socket.create_connection(("127.0.0.1", running.port), PATIENCE) for _ in range(3)]
+        for connection in held:
+            connection.sendall(GET)
+            assert b" 200 OK" in connection.recv(1 << 16)
+        with socket.create_connection(("127.0.0.1", running.port), PATIENCE) as late:
+            answer = rest_of(late)
+        assert answer.startswith(b"HTTP/1.1 429 ") and b"retry-after: 1" in answer and b"3 connections" in answer
+        held.pop().close()
+
+        def is_let_in() -> bool:
+            with socket.create_connection(("127.0.0.1", running.port), PATIENCE) as connection:
+                connection.sendall(GET)
+                return b" 200 OK" in connection.recv(1 << 16)
+
+        running.wait_until(is_let_in)
+        for connection in held:
+            connection.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import socket
+import weakref
 from collections.abc import Iterator
 
 import httpx
@@ -84,6 +86,22 @@ def test_a_client_that_never_reads_is_dropped_when_it_leaves(checkpoint: Checkpo
         running.wait_until(lambda: running.engine.num_generated > 1000)
         connection.close()
         running.assert_idle()
+
+
+def test_a_left_answer_is_freed_at_once(endless: Running) -> None:
+    """Front ends collect garbage rarely: what is in a cycle stays, and a storm would fill the memory with it."""
+    gc.collect()
+    gc.disable()
+    try:
+        with socket.create_connection(("127.0.0.1", endless.port)) as connection:
+            connection.sendall(request_bytes(stream=True))
+            assert connection.recv(100)
+            left = endless.call(lambda: [weakref.ref(answer) for answer in endless.service.answers])
+        endless.assert_idle()
+        assert len(left) == 1
+        endless.wait_until(lambda: left[0]() is None)
+    finally:
+        gc.enable()
 
 
 async def test_two_hundred_streams_cancelled_at_random_points(endless: Running) -> None:

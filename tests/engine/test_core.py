@@ -218,6 +218,31 @@ def test_min_tokens_come_before_the_stop_token(min_tokens):
     assert len(driver.tokens[key, 0]) == min_tokens + 1 and driver.finish[key, 0] is FinishReason.STOP
 
 
+def test_who_waits_too_long_is_refused_and_who_has_begun_stays():
+    driver = Driver(make_core(num_blocks=32, block_size=4, max_num_seqs=1))
+
+    def add(queue_ms, **more):
+        return driver.add([1, 2, 3], limits=Limits(max_tokens=20, stop_sets=(), queue_ms=queue_ms), **more)
+
+    first, second, third = add(25), add(25, num_samples=3), add(10_000)
+    driver.run()
+    assert driver.finish[first, 0] is FinishReason.LENGTH  # took eight times as long
+    for sample in range(3):
+        assert driver.finish[second, sample] is FinishReason.ERROR
+        assert driver.deltas[second, sample].failure.code == "overloaded" and not driver.tokens[second, sample]
+    assert driver.finish[third, 0] is FinishReason.LENGTH and len(driver.tokens[third, 0]) == 20
+
+
+def test_a_preempted_request_is_no_longer_in_the_queue():
+    """The pool holds one of them: the second begins, is sent back, waits longer than the queue's limit, ends well."""
+    driver = Driver(make_core(num_blocks=10, block_size=4, max_num_seqs=2))
+    limits = Limits(max_tokens=24, stop_sets=(), queue_ms=100)
+    requests = [driver.add([n, 2, 3], limits=limits) for n in (1, 5)]
+    driver.run()
+    assert driver.core.stats().num_preemptions > 0
+    assert [driver.finish[request, 0] for request in requests] == [FinishReason.LENGTH] * 2
+
+
 def test_min_tokens_passes_stop_tokens():
     for min_tokens in (0, 40):
         driver = Driver(make_core())

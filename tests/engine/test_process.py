@@ -335,3 +335,23 @@ async def test_settings_are_read_to_the_byte(folder: Path) -> None:
     )
     out, _ = await process.communicate(pipes.to_line([1, 2]) + b"rest")
     assert out.decode().split() == ["[1,", "2]", "b'rest'"]
+
+
+async def test_requests_that_no_report_can_have_counted_are_counted_here(folder: Path) -> None:
+    async with engine(folder) as running, client(running) as c:
+        await c.ready()
+        await next_report(c)
+        streams = [c.submit(submit(c, max_tokens=400)) for _ in range(3)]
+        assert c.num_unreported == 3
+        await anext(streams[2])
+        async with asyncio.timeout(PATIENCE):
+            while c.stats.num_running < 3:
+                await next_report(c)
+        assert c.num_unreported == 0
+        for stream in streams:
+            await stream.aclose()
+        await until_idle(c)
+        late = c.submit(submit(c, max_tokens=1))
+        assert c.num_unreported == 1
+        await collect(late)  # ended before any report of it
+        assert c.num_unreported == 0

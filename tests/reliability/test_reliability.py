@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import kills, stops, storms
+from tests.reliability import disk, kills, loris, stops, storms
 from tests.reliability.server import Server, serving, write_model
 
 
@@ -20,7 +20,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[Server]:
     """One for all faults that a server survives; the last thing it does is to leave nothing."""
-    with serving(model, "--num-front-ends", "2") as running:
+    with serving(model, "--num-front-ends", "2", *loris.LIMITS) as running:
         yield running
         assert running.stop() == 0
         running.assert_nothing_left()
@@ -29,6 +29,11 @@ def server(model: Path) -> Iterator[Server]:
 def test_cancelled_streams_leave_nothing(server: Server) -> None:
     tally = storms.cancel_streams(server, 300)
     assert tally.kinds["left"] > 100 and tally.kinds["finished"] > 10, tally.kinds
+
+
+def test_clients_that_hold_connections_are_let_go(server: Server) -> None:
+    _, tally = loris.besiege(server, num_connections=40, num_unread=2)
+    assert tally.kinds["finished"] > 10, tally.kinds
 
 
 def test_a_lost_front_end_cuts_its_own_connections_only(server: Server) -> None:
@@ -40,6 +45,12 @@ def test_a_lost_front_end_cuts_its_own_connections_only(server: Server) -> None:
 def test_a_lost_engine_ends_every_stream_once_and_the_server_with_70(model: Path, number: signal.Signals) -> None:
     tally, _ = kills.kill_engine(model, seed=1, number=number)
     assert tally.kinds["finished"] and tally.kinds["error"], tally.kinds
+
+
+@pytest.mark.parametrize("kind", ["full"])
+def test_without_room_for_logs_it_serves_and_ends_as_ever(model: Path, kind: str) -> None:
+    tally = disk.serve_without_logs(model, kind)
+    assert tally.kinds["finished"] >= 30
 
 
 @pytest.mark.parametrize("seed", range(3))

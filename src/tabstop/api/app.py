@@ -178,6 +178,8 @@ class Endpoints:
 
     async def _read(self, request: Request, kind: type[Body]) -> Body:
         self._state.check_admission()
+        if issubclass(kind, Generation):
+            self._service.check_room()
         return decode_body(await read_body(request, self._config), kind)
 
     # ---- about models and tokens

@@ -8,6 +8,7 @@ a client could hold a connection, its descriptor and its buffers for ever.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
@@ -16,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tabstop.api.errors import error_body
 from tabstop.config import ServerConfig
-from tabstop.errors import HeaderTooLargeError, InputError, RequestTimeoutError, TabstopError
+from tabstop.errors import HeaderTooLargeError, InputError, OverloadedError, RequestTimeoutError, TabstopError
 
 
 class Timer:
@@ -36,17 +37,29 @@ class Timer:
             self._handle.cancel()
             self._handle = None
 
+    def close(self) -> None:
+        """Stops for good and forgets whom to call, or the two would keep each other for the garbage collector."""
+        self.stop()
+        self._on_time = _nothing
+
     def _ring(self) -> None:
         self._handle = None
         self._on_time()
 
 
+def _nothing() -> None:
+    pass
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn makes one for each connection, by keyword; `limits` is ours."""
 
-    def __init__(self, *arguments: Any, limits: ServerConfig, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, limits: ServerConfig, peers: Counter[str], **keywords: Any) -> None:
+        """`peers`: connections by address, of all of this front end."""
         super().__init__(*arguments, **keywords)
         self._limits = limits
+        self._peers = peers
+        self._address = ""
         self._head_timer = Timer(limits.header_timeout, self._head_is_late)
         self._send_timer = Timer(limits.send_timeout, self._abort)
         self._num_head_bytes = 0  # at least so many, of the head that is being read
@@ -58,11 +71,20 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
+        self._address = self.client[0] if self.client else ""
+        self._peers[self._address] += 1
+        most = self._limits.max_connections_per_address
+        if most is not None and self._peers[self._address] > most:
+            message = f"this address has {most} connections already; close one, or raise --max-connections-per-address"
+            self._refuse(OverloadedError(message, retry_after=1))
         self._head_timer.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer.stop()
-        self._send_timer.stop()
+        self._head_timer.close()
+        self._send_timer.close()
+        self._peers[self._address] -= 1
+        if not self._peers[self._address]:
+            del self._peers[self._address]
         self._unset_keepalive_if_required()  # uvicorn leaves it running after an error
         super().connection_lost(exc)
 
@@ -109,6 +131,8 @@ class Connection(HttpToolsProtocol):
             body = error_body(error)
             status = HTTPStatus(error.status)
             head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            if error.retry_after is not None:
+                head += f"retry-after: {error.retry_after}\r\n"
             self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         self.transport.close()
         self._send_timer.start()
@@ -117,8 +141,9 @@ class Connection(HttpToolsProtocol):
         self._refuse(InputError("this is no HTTP/1.1 request"))
 
     def _too_large(self) -> HeaderTooLargeError:
-        limit = self._limits.max_header_bytes
-        return HeaderTooLargeError(f"the headers are over {limit} bytes; send less, or raise --max-header-bytes")
+        size, count = self._limits.max_header_bytes, self._limits.max_num_headers
+        message = f"the headers are over {size} bytes, or more than {count}; send less, or raise --max-header-bytes"
+        return HeaderTooLargeError(f"{message}, --max-num-headers")
 
     # ---- reading
 
@@ -130,7 +155,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head, self._num_head_bytes = False, 0
         num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if num_bytes > self._limits.max_header_bytes:
+        if num_bytes > self._limits.max_header_bytes or len(self.headers) > self._limits.max_num_headers:
             self._refuse(self._too_large())
         else:
             super().on_headers_complete()

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from tabstop.api.errors import error_object
+from tabstop.api.holes import confidence_object, fill_object, hole_fields, surroundings
 from tabstop.api.logprobs import llama_probabilities
-from tabstop.api.openai import Caller, conversation, fill_object, prompts_of, shared, surroundings
+from tabstop.api.openai import Caller, conversation, prompts_of, shared
 from tabstop.api.sampling import refuse_prompt_logprobs
 from tabstop.api.schema import InfillBody, LlamaBody, LlamaCompletionBody, TemplateBody
 from tabstop.call import Call, TextDelta, Usage
@@ -49,7 +50,7 @@ def _generation(body: LlamaBody, caller: Caller) -> dict[str, Any]:
     if body.logprobs or body.top_logprobs:
         raise NotSupportedError("`logprobs` is called `n_probs` here", param="logprobs")
     refuse_prompt_logprobs(body)
-    fields = shared(body, caller) | _penalties(body)
+    fields = shared(body, caller) | _penalties(body) | hole_fields(body)
     if body.seed is not None and body.seed < 0:
         fields["seed"] = None
     limit = body.n_predict if body.n_predict is not None else body.max_tokens
@@ -59,7 +60,6 @@ def _generation(body: LlamaBody, caller: Caller) -> dict[str, Any]:
         "max_tokens": None if limit is None or limit < 0 else limit,
         "min_indent": body.n_indent or 0,
         "max_seconds": body.t_max_predict_ms / 1000 if body.t_max_predict_ms else None,
-        "healing": body.token_healing,
         "num_logprobs": body.n_probs or None,
     }
 
@@ -94,7 +94,10 @@ class LlamaFormat:
         return _event(shown | _probabilities(delta))
 
     def closing(self, usage: Usage) -> bytes:
-        ends = (TextDelta(d.index, "", [], d.finish, d.stop_reason, d.fill) for d in self._last.values())
+        ends = (
+            TextDelta(d.index, "", [], d.finish, d.stop_reason, d.fill, confidence=d.confidence)
+            for d in self._last.values()
+        )
         return b"".join(_event(self._object(end, usage)) for end in ends)
 
     def failure(self, error: TabstopError) -> bytes:
@@ -124,8 +127,14 @@ class LlamaFormat:
             "stopping_word": choice.stop_reason if is_word else "",
             "timings": timings(usage),
             **_probabilities(choice),
-            **fill_object(choice.fill),
+            **_said(choice),
         }
+
+
+def _said(choice: TextDelta) -> dict[str, Any]:
+    """`tabstop`: of the hole and of the choice, since an object is one choice."""
+    shown = fill_object(choice.fill).get("tabstop", {}) | confidence_object(choice.confidence).get("tabstop", {})
+    return {"tabstop": shown} if shown else {}
 
 
 def _probabilities(delta: TextDelta) -> dict[str, Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tabstop.api.holes import fill_object, hole_fields, surroundings
 from tabstop.api.openai import (
     Caller,
     ChatFormat,
     chat_choices,
-    fill_object,
     shared,
-    surroundings,
 )
 from tabstop.api.sampling import chat_num_logprobs, refuse_prompt_logprobs
 from tabstop.api.schema import MistralBody
@@ -25,7 +24,7 @@ def fim_call(body: MistralBody, caller: Caller) -> Call:
     if body.random_seed is not None:
         fields["seed"] = body.random_seed
     hole = Hole(body.prompt, body.suffix or "", surroundings(body), body.fim_order or "")
-    fields |= {"healing": body.token_healing, "num_logprobs": chat_num_logprobs(body)}
+    fields |= hole_fields(body) | {"num_logprobs": chat_num_logprobs(body)}
     return Call(prompts=(hole,), max_tokens=body.max_tokens, **fields)
 
 
@@ -41,7 +40,7 @@ class FimFormat(ChatFormat):
             content = self._event(chat_choices([shown], "delta"))
         if not delta.finish:
             return content
-        ended = TextDelta(delta.index, "", [], delta.finish, delta.stop_reason)
+        ended = TextDelta(delta.index, "", [], delta.finish, delta.stop_reason, confidence=delta.confidence)
         return content + self._event(chat_choices([ended], "delta"), **fill_object(delta.fill))
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:

@@ -16,6 +16,7 @@ import msgspec
 
 from tabstop.api.constraints import constraints_of
 from tabstop.api.errors import error_object
+from tabstop.api.holes import confidence_object, fill_object, hole_fields, surroundings
 from tabstop.api.logprobs import (
     NO_PROMPTS,
     PromptShown,
@@ -25,13 +26,12 @@ from tabstop.api.logprobs import (
     prompt_logprobs,
 )
 from tabstop.api.sampling import chat_num_logprobs, completion_num_logprobs, num_prompt_logprobs, sampling_fields
-from tabstop.api.schema import AroundHole, ChatBody, CompletionBody, FileBody, Generation, Refused
+from tabstop.api.schema import ChatBody, CompletionBody, Generation, Refused
 from tabstop.api.tools import new_calls, template_tools, tool_use, whole_calls
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
 from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
-from tabstop.text.fim_frames import DEFAULT_PATH, SourceFile, Surroundings
 from tabstop.text.messages import make_conversation, read_switches
 from tabstop.text.reporting import ReportedToken
 from tabstop.types import FinishReason, Priority
@@ -81,18 +81,14 @@ def completion_call(body: CompletionBody, caller: Caller) -> Call:
     prompts: Sequence[Prompt] = prompts_of(body.prompt, bos)
     if body.suffix or body.files:
         prompts = [_hole(prompt, body) for prompt in prompts]
-    if body.distinct and body.stream:
-        raise InputError("distinct needs the whole answer; leave stream out", param="distinct")
     return Call(
         prompts=tuple(prompts),
-        healing=body.token_healing,
-        distinct=bool(body.distinct),
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         echo=bool(body.echo),
         num_logprobs=completion_num_logprobs(body),
         num_prompt_logprobs=num_prompt_logprobs(body),
-        **shared(body, caller),
+        **shared(body, caller) | hole_fields(body),
     )
 
 
@@ -100,12 +96,6 @@ def _hole(prompt: Prompt, body: CompletionBody) -> Hole:
     if not isinstance(prompt, TextPrompt):
         raise InputError("suffix and files need prompts as text, not as token ids", param="prompt")
     return Hole(prompt.text, body.suffix or "", surroundings(body), body.fim_order or "")
-
-
-def surroundings(body: AroundHole, more: Sequence[FileBody] = ()) -> Surroundings:
-    """What a body says around its hole; `more` files come first."""
-    files = [SourceFile(file.path or file.filename or DEFAULT_PATH, file.text) for file in (*more, *(body.files or ()))]
-    return Surroundings(tuple(files), body.repo_name or "", body.path or "", body.language or "")
 
 
 def chat_call(body: ChatBody, caller: Caller) -> Call:
@@ -309,22 +299,6 @@ class ChatFormat(OpenAIFormat):
         return self._whole(chat_choices(choices, "message"), usage, **self._listed(choices[0]))
 
 
-def fill_object(fill: FillReport | None) -> dict[str, Any]:
-    """`tabstop` of an answer: how its (first) hole was filled; nothing where there was none."""
-    if fill is None:
-        return {}
-    shown: dict[str, Any] = {"fim": fill.family or False}
-    if fill.order:
-        shown["order"] = fill.order
-    if fill.cut_tokens:
-        shown["cut_tokens"] = fill.cut_tokens
-    if fill.healed_tokens:
-        shown["healed_tokens"] = fill.healed_tokens
-    if fill.transcoded:
-        shown["transcoded"] = fill.transcoded
-    return {"tabstop": shown}
-
-
 def usage_object(usage: Usage) -> dict[str, Any]:
     """OpenAI's usage, always with the cached tokens."""
     counts: dict[str, Any] = {
@@ -347,7 +321,8 @@ def _finish(delta: TextDelta | None) -> dict[str, Any]:
         return {"finish_reason": None}
     calls = delta.has_calls and delta.finish is FinishReason.STOP
     finish: dict[str, Any] = {"finish_reason": "tool_calls" if calls else FINISH_REASONS[delta.finish]}
-    return finish | ({} if delta.stop_reason is None else {"stop_reason": delta.stop_reason})
+    finish |= {} if delta.stop_reason is None else {"stop_reason": delta.stop_reason}
+    return finish | confidence_object(delta.confidence)
 
 
 def chat_choices(choices: Sequence[TextDelta], key: str) -> list[dict[str, Any]]:

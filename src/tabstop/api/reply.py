@@ -19,6 +19,7 @@ from tabstop.api import Format
 from tabstop.call import Call, TextDelta, best_choices
 from tabstop.errors import TabstopError
 from tabstop.service import Service
+from tabstop.types import FinishReason
 
 
 class Reply(Response):
@@ -68,12 +69,24 @@ class Reply(Response):
                     choices[delta.index] = delta
         await answer.close()
         ordered = best_choices([choices[index] for index in sorted(choices)], self._call)
+        if self._call.min_confidence is not None:
+            ordered = without_guesses(ordered, self._call.min_confidence)
         if self._call.distinct:
             ordered = distinct(ordered)
         body = self._format.whole(ordered, answer.usage)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def without_guesses(choices: list[TextDelta], min_confidence: float) -> list[TextDelta]:
+    """Choices whose tokens had a lower mean log-probability lose their text and all that would tell it."""
+    return [
+        replace(choice, text="", reasoning="", token_ids=[], logprobs=[], finish=FinishReason.STOP, stop_reason=None)
+        if choice.confidence is not None and choice.confidence.mean < min_confidence
+        else choice
+        for choice in choices
+    ]
 
 
 def distinct(choices: list[TextDelta]) -> list[TextDelta]:

@@ -129,6 +129,8 @@ class AroundHole(Generation, kw_only=True):
     fim_order: Literal["psm", "spm"] | None = None
     token_healing: bool | None = None
     distinct: bool | None = None
+    confidence: bool | None = None
+    min_confidence: Annotated[float, Meta(ge=-1000, le=0)] | None = None
 
 
 class CompletionBody(AroundHole, kw_only=True):

@@ -23,6 +23,7 @@ import contextlib
 import functools
 import logging
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from typing import cast
 
@@ -88,7 +89,7 @@ def _make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             server_header=False,
-            http=cast(type[asyncio.Protocol], functools.partial(Connection, limits=config)),
+            http=cast(type[asyncio.Protocol], functools.partial(Connection, limits=config, peers=Counter())),
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=CLOSE_TIMEOUT,
         )

@@ -23,6 +23,11 @@ class EngineClient(Protocol):
         """The newest report of the engine."""
         ...
 
+    @property
+    def num_unreported(self) -> int:
+        """Requests of this client that are open and that `stats` cannot have counted yet."""
+        ...
+
     def new_request_id(self) -> RequestId: ...
 
     def submit(self, submit: Submit) -> AsyncIterator[Delta]:

@@ -96,7 +96,7 @@ class EngineCore:
         self._fillers = MaskFillers(self.vocabulary.limits.mask_seconds)
         self._requests: dict[RequestId, list[Request]] = {}
         self._compiling: dict[RequestId, Future[list[Constraint]]] = {}
-        self._deadlines: list[tuple[float, int, RequestId]] = []
+        self._deadlines: list[tuple[float, int, RequestId, FinishReason]] = []
         self._refusals: list[Delta] = []
         self._arrivals = 0
 
@@ -136,7 +136,9 @@ class EngineCore:
         first = requests[0]
         self._requests[submit.request_id] = requests
         if first.deadline is not None:
-            self._remember_deadline(first.deadline, first)
+            self._remember_deadline(first.deadline, first, FinishReason.DEADLINE)
+        if submit.limits.queue_ms is not None:
+            self._remember_deadline(now + submit.limits.queue_ms / 1000, first, FinishReason.ERROR)
         if submit.constraints:
             for request in requests:
                 request.stage = Stage.COMPILING
@@ -228,15 +230,28 @@ class EngineCore:
             if future is not None:
                 future.cancel()
 
-    def _remember_deadline(self, deadline: float, request: Request) -> None:
-        heapq.heappush(self._deadlines, (deadline, request.arrival, request.request_id))
-        if len(self._deadlines) > 2 * len(self._requests) + MIN_DEADLINES:  # mostly of requests that ended in time
+    def _remember_deadline(self, deadline: float, request: Request, reason: FinishReason) -> None:
+        heapq.heappush(self._deadlines, (deadline, request.arrival, request.request_id, reason))
+        if len(self._deadlines) > 4 * len(self._requests) + MIN_DEADLINES:  # mostly of requests that ended in time
             self._deadlines = [entry for entry in self._deadlines if entry[2] in self._requests]
             heapq.heapify(self._deadlines)
 
     def _expire(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
-            self.abort(Abort(heapq.heappop(self._deadlines)[2], reason=FinishReason.DEADLINE))
+            _, _, request_id, reason = heapq.heappop(self._deadlines)
+            if reason is FinishReason.DEADLINE:
+                self.abort(Abort(request_id, reason=reason))
+            else:
+                self._leave_queue(request_id)
+
+    def _leave_queue(self, request_id: RequestId) -> None:
+        """Refuses a request that has waited too long. One that was preempted has begun, and stays."""
+        requests = self._requests.get(request_id, ())
+        if not any(request.was_admitted for request in requests):
+            message = "the request waited too long in the queue; retry later, or raise --max-queue-age"
+            for request in requests:
+                if not request.is_finished:
+                    self._finish(request, FinishReason.ERROR, EngineFailure(OverloadedError.code, message))
 
     # ---- constraints
 

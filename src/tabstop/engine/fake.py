@@ -67,6 +67,12 @@ class _Request:
     is_prompt_said: bool = False
 
 
+def _likelihood(token_id: int, num_top: int) -> TokenLogprobs:
+    """The same number for the same token, in eighths, so that sums are exact."""
+    logprob = -(token_id % 7) / 8
+    return TokenLogprobs(logprob, 1, [token_id][:num_top], [logprob][:num_top])
+
+
 @dataclass
 class FakeEngine:
     """Implements EngineClient. Each request runs in a task of the event loop that called `submit`."""
@@ -77,6 +83,8 @@ class FakeEngine:
     delay: float = 0.0  # seconds before each token
     front_end: int = 0
     max_num_requests: int = 1024  # live ones; more are refused as the real queue refuses them
+    num_waiting: int = 0  # what stats say; nothing waits here
+    num_unreported: int = 0
     num_submitted: int = 0
     num_generated: int = 0
     num_finished: Counter[str] = field(default_factory=Counter)  # samples by FinishReason
@@ -117,6 +125,7 @@ class FakeEngine:
         self._check_alive()
         return Stats(
             num_running=len(self._requests),
+            num_waiting=self.num_waiting,
             num_generation_tokens=self.num_generated,
             aborts=dict(self.num_aborted),
             finished=dict(self.num_finished),
@@ -227,8 +236,8 @@ class FakeEngine:
 
     def _delta(self, request: _Request, sample: int, token_ids: list[int], **delta: Any) -> Delta:
         if (num_top := request.submit.sampling.num_logprobs) is not None:  # a script is certain of its tokens
-            delta["logprobs"] = [TokenLogprobs(0.0, 1, [i][:num_top], [0.0][:num_top]) for i in token_ids]
+            delta["logprobs"] = [_likelihood(i, num_top) for i in token_ids]
         if (num_top := request.submit.sampling.num_prompt_logprobs) is not None and not request.is_prompt_said:
             prompt, request.is_prompt_said = unpack_ids(request.submit.prompt_ids), True
-            delta["prompt_logprobs"] = [TokenLogprobs(0.0, 1, [i][:num_top], [0.0][:num_top]) for i in prompt[1:]]
+            delta["prompt_logprobs"] = [_likelihood(i, num_top) for i in prompt[1:]]
         return Delta(request.submit.request_id, sample, token_ids, num_cached_tokens=request.num_cached_tokens, **delta)

@@ -60,6 +60,10 @@ class InprocClient:
     def stats(self) -> Stats:
         return self.core.stats()
 
+    @property
+    def num_unreported(self) -> int:
+        return 0
+
     def new_request_id(self) -> RequestId:
         return (0, next(self._counter))
 

@@ -59,6 +59,7 @@ class ProcessClient:
         self._info: EngineInfo | None = None
         self._on_progress = on_progress
         self._streams: dict[RequestId, DeltaStream] = {}
+        self._unreported: set[RequestId] = set()  # of them, those sent after the newest Stats
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._request_counter = itertools.count()
         self._command_counter = itertools.count()
@@ -92,6 +93,10 @@ class ProcessClient:
             raise UnavailableError("the model is still loading; try again in a moment", retry_after=1)
         return self._info
 
+    @property
+    def num_unreported(self) -> int:
+        return len(self._unreported)
+
     def new_request_id(self) -> RequestId:
         return self.number, next(self._request_counter)
 
@@ -104,6 +109,7 @@ class ProcessClient:
             stream.fail(_failure(PayloadTooLargeError(f"the request is over {wire.MAX_FRAME_BYTES} bytes")))
             return stream
         self._streams[submit.request_id] = stream
+        self._unreported.add(submit.request_id)
         self._send_frame(frame)
         return stream
 
@@ -175,6 +181,7 @@ class ProcessClient:
 
     def _leave(self, stream: DeltaStream) -> None:
         """A reader closed its stream early."""
+        self._unreported.discard(stream.request_id)
         if self._streams.pop(stream.request_id, None) is not None and self.death is None:
             self._send(Abort(stream.request_id))
 
@@ -200,6 +207,8 @@ class ProcessClient:
             case Outputs():
                 self._deliver(message)
             case Stats():
+                if message != self.stats:  # the beacon repeats the last one while a step takes long
+                    self._unreported.clear()
                 self.stats = message
             case EngineInfo():
                 self._info = message
@@ -217,6 +226,7 @@ class ProcessClient:
             stream.put(delta)
             if not stream.open_samples:
                 del self._streams[delta.request_id]
+                self._unreported.discard(delta.request_id)
 
     def _settle(self, reply: Reply) -> None:
         waiter = self._replies.get(reply.command_id)
