@@ -199,6 +199,10 @@ class Tokenizer:
         """Id → spelling of the tokens that add nothing to a text."""
         return {token_id: token.encode() for token, token_id in self.control_tokens.items()}
 
+    def spellings_of(self, tokens: Iterable[str]) -> dict[int, bytes]:
+        """Id → spelling of those that are control tokens of this vocabulary."""
+        return {self.control_tokens[token]: token.encode() for token in tokens if token in self.control_tokens}
+
     def spelled(self, token_id: int) -> bytes:
         """What an id stands for when it is shown by itself: a control token by its name."""
         return self.bytes_of([token_id]) or self.control_bytes.get(token_id, b"")
