@@ -57,7 +57,11 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
     checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
     tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
     service = make_service(
-        checkpoint, [client], start.server, tokenizer=tokenizer, options=TextOptions(config.fim, config.reasoning)
+        checkpoint,
+        [client],
+        start.server,
+        tokenizer=tokenizer,
+        options=TextOptions(config.fim, config.reasoning, config.tool_format),
     )
     stop = asyncio.Event()
     listening = socket.socket(fileno=start.socket)

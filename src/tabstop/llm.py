@@ -66,7 +66,7 @@ class LLM:
             [self._client],
             ServerConfig(max_num_samples=MAX_CHOICES, max_queue_age=86_400, max_request_tokens=1 << 40),
             tokenizer=tokenizer,
-            options=TextOptions(config.fim, config.reasoning),
+            options=TextOptions(config.fim, config.reasoning, config.tool_format),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
@@ -99,11 +99,15 @@ class LLM:
         use_tqdm: bool = True,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
     ) -> list[RequestOutput]:
-        """Answers one conversation or several, through the checkpoint's chat template. Raises InputError."""
+        """Answers one conversation or several, through the checkpoint's chat template. Raises InputError.
+
+        `tools`: what the template is told of functions, in OpenAI's form; calls of them are in the text.
+        """
         are_several = isinstance(messages, list) and messages and isinstance(messages[0], list)
         prompts = [
-            make_conversation(read_messages(entry), add_generation_prompt, continue_final_message)
+            make_conversation(read_messages(entry), add_generation_prompt, continue_final_message, tools)
             for entry in (messages if are_several else [messages])
         ]
         if not all(_is_unicode(message["content"]) for prompt in prompts for message in prompt.messages):
