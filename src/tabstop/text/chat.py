@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from tabstop.errors import InputError, NotSupportedError, UnsupportedModelError
+from tabstop.text.reasoning import AUTO, LINE_ENDS, Reasoning, find_reasoning
 from tabstop.text.sandbox import RenderLimits, Sandbox
 from tabstop.text.sandbox_bounds import TemplateLimitError
 from tabstop.text.tokenizer import Tokenizer
@@ -36,6 +37,30 @@ TEMPLATE_ERRORS = (
     SyntaxError,
 )
 """Of compiling or rendering: a template's refusal, messages that it cannot digest, a limit of the sandbox."""
+
+TYPES = frozenset(("function", "string", "number", "integer", "boolean", "array", "object", "null"))
+"""Values of `type` that templates ask for by name: they stay as they are, and so do KEYS."""
+
+KEYS = frozenset(
+    (
+        *("role", "content", "text", "name", "id", "type", "function", "arguments", "tool_calls", "tool_call_id"),
+        *("reasoning_content", "reasoning", "thinking", "index", "strict", "description", "parameters", "properties"),
+        *("required", "items", "enum", "const", "default", "examples", "title", "format", "pattern", "nullable"),
+        *(
+            "additionalProperties",
+            "anyOf",
+            "oneOf",
+            "allOf",
+            "not",
+            "$ref",
+            "$defs",
+            "definitions",
+            "return",
+            "returns",
+        ),
+        *("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "uniqueItems", "prefixItems"),
+    )
+)
 
 DEFAULT_LIMITS = RenderLimits()
 
@@ -73,6 +98,8 @@ class ChatTemplate:
         self.source = source
         self._knows_developer = "developer" in source
         self._sandbox, self._limits = Sandbox(), limits
+        self.for_tools: ChatTemplate | None = None
+        """Another template, for conversations with tools."""
         try:
             self._template = self._sandbox.compile_template(source)
         except TEMPLATE_ERRORS as error:
@@ -81,28 +108,51 @@ class ChatTemplate:
 
     def render(self, conversation: Conversation) -> str:
         """The prompt text. Raises InputError when the template refuses the messages."""
+        if conversation.tools and self.for_tools is not None:
+            return self.for_tools.render(conversation)
         return self._render(self._shaped(conversation), conversation.tools, conversation)
 
     def encode(self, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
         """The prompt's ids; control tokens come from the template alone. The template writes BOS, if any."""
+        if conversation.tools and self.for_tools is not None:
+            return self.for_tools.encode(tokenizer, conversation)
         try:
             given = self._shaped(conversation)
-            marks = [mark for mark in MARKS if not _holds([given, conversation.tools or ()], mark)]
-            if len(marks) < 2:
-                raise InputError("messages use Unicode's noncharacters U+FDD0 to U+FDEF; remove them", param="messages")
-            mark, end_mark = marks[:2]
-            messages = [_marked(message, tokenizer, mark) for message in given]
+            mark, end_mark = _free_marks([given, conversation.tools or ()])
+            messages = [_marked(self._unfolded(message, tokenizer), tokenizer, mark) for message in given]
             tools = _mark(conversation.tools, tokenizer, mark)
         except RecursionError:
             raise InputError("messages are nested too deeply", param="messages") from None
         if conversation.continue_final_message:
             messages[-1] = messages[-1] | {"content": (messages[-1]["content"] or "") + end_mark}
         text = self._render(messages, tools, conversation)
+        for escaped in map(_escaped, (mark, end_mark)):  # as Python and JSON write them inside other values
+            text = text.replace(escaped, chr(int(escaped[2:], 16)))
         if conversation.continue_final_message:
             text, found, _ = text.rpartition(end_mark)
             if not found or end_mark in text:
                 raise InputError("this model's chat template cannot continue the last message", param="messages")
         return tokenizer.encode_marked(text, mark)
+
+    def _unfolded(self, message: Message, tokenizer: Tokenizer) -> Message:
+        """Thoughts that the assistant's text holds, taken out of it where their tags are control tokens.
+
+        Marked, a template could not split the text by them; unmarked, they could stay in it.
+        """
+        content, style = message.get("content"), self._reasoning
+        if message["role"] != "assistant" or style is None or style.end not in tokenizer.control_tokens:
+            return message
+        if not isinstance(content, str) or style.end not in content or "reasoning_content" in message:
+            return message
+        before, _, after = content.rpartition(style.end)
+        thoughts = before.rpartition(style.start)[2].strip(LINE_ENDS)
+        if "reasoning_content" in self.source:
+            return {**message, "content": after.lstrip(LINE_ENDS), "reasoning_content": thoughts}
+        return {**message, "content": after} if "split(" in self.source else message
+
+    @cached_property
+    def _reasoning(self) -> Reasoning | None:
+        return find_reasoning(AUTO, self.source)
 
     def _shaped(self, conversation: Conversation) -> list[Message]:
         """The messages, with calls of earlier turns as this template wants them."""
@@ -142,18 +192,22 @@ class ChatTemplate:
 
 
 def load_chat_template(tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
-    """The checkpoint's template, its 'default' one if it has several; None when it has none."""
+    """The checkpoint's template, its 'default' one if it has several, with that for tools; None when it has none."""
     source = tokenizer_config.get("chat_template")
     if isinstance(source, list):  # [{"name": …, "template": …}]
         source = {entry.get("name"): entry.get("template") for entry in source}
-    if isinstance(source, Mapping):
-        source = source.get("default")
-    if not isinstance(source, str):
-        return None
+    sources = source if isinstance(source, Mapping) else {"default": source}
     tokens = {
         key: value for key, value in tokenizer_config.items() if key.endswith("_token") and isinstance(value, str)
     }
-    return ChatTemplate(source, tokens)
+    made = [
+        ChatTemplate(found, tokens) if isinstance(found := sources.get(name), str) else None
+        for name in ("default", "tool_use")
+    ]
+    template, for_tools = made
+    if template is not None:
+        template.for_tools = for_tools
+    return template
 
 
 def encode_chat(template: ChatTemplate | None, tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
@@ -165,6 +219,18 @@ def encode_chat(template: ChatTemplate | None, tokenizer: Tokenizer, conversatio
 
 def _as_system(message: Message) -> Message:
     return {**message, "role": "system"} if message["role"] == "developer" else message
+
+
+def _free_marks(texts: Any) -> tuple[str, str]:
+    """Two that the texts do not have, neither themselves nor as others write them. Raises InputError."""
+    free = [mark for mark in MARKS if not _holds(texts, mark) and not _holds(texts, _escaped(mark))]
+    if len(free) < 2:
+        raise InputError("messages use Unicode's noncharacters U+FDD0 to U+FDEF; remove them", param="messages")
+    return free[0], free[1]
+
+
+def _escaped(mark: str) -> str:
+    return f"\\u{ord(mark):04x}"
 
 
 def _holds(value: Any, mark: str) -> bool:
@@ -185,5 +251,10 @@ def _mark(value: Any, tokenizer: Tokenizer, mark: str) -> Any:
     if isinstance(value, str):
         return tokenizer.mark_control(value, mark)
     if isinstance(value, Mapping):
-        return {_mark(key, tokenizer, mark): _mark(inner, tokenizer, mark) for key, inner in value.items()}
+        return {
+            key if key in KEYS else _mark(key, tokenizer, mark): inner
+            if key == "type" and isinstance(inner, str) and inner in TYPES
+            else _mark(inner, tokenizer, mark)
+            for key, inner in value.items()
+        }
     return [_mark(inner, tokenizer, mark) for inner in value] if isinstance(value, (list, tuple)) else value
