@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import disk, kills, loris, stops, storms
+from tests.reliability import disk, fuzz, kills, loris, stops, storms
 from tests.reliability.server import Server, serving, write_model
+
+NUM_FUZZED = 120
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,15 @@ def test_clients_that_hold_connections_are_let_go(server: Server) -> None:
 def test_a_lost_front_end_cuts_its_own_connections_only(server: Server) -> None:
     tally = kills.kill_front_ends(server, 1, seed=1)
     assert tally.kinds["finished"] > 10, tally.kinds
+
+
+def test_odd_requests_get_no_5xx(model: Path) -> None:
+    print(f"{NUM_FUZZED} cases instead of 2,000: drawing one takes 20 ms of a core, so that all would be a minute")
+    with serving(model, *fuzz.OPTIONS) as server:
+        findings = fuzz.attack(server, NUM_FUZZED)
+        assert server.stop() == 0
+    answered = sum(count for name, count in findings.statuses.items() if name.endswith(" 200"))
+    assert findings.num_cases >= NUM_FUZZED and answered > NUM_FUZZED // 10, findings.statuses
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
