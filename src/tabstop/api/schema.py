@@ -254,6 +254,8 @@ def decode_body(body: bytes, kind: type[Body]) -> Body:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
+        if message.startswith("Invalid enum value"):  # quotes it
+            message = "this is none of the values that it may have"
         missing = re.search(r"missing required field `(\w+)`", message)
         param = re.split(r"[.\[]", path.strip("`."))[0] or (missing and missing[1]) or None
         place = f"{path.strip('`.')}: " if path else ""
