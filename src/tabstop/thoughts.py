@@ -21,15 +21,14 @@ class Parts:
     ) -> None:
         """`thinking`, `form`: as the prompt has them. `usage`: where reasoning is counted."""
         apart = None if call.reasoning == "inline" else thinking
-        self.control_bytes: Mapping[int, bytes] = shown_control(tokenizer, call.show_control, apart)
+        self.control_bytes: Mapping[int, bytes] = shown_control(tokenizer, call.show_control, thinking)
         """What control tokens add to the text."""
         self._thoughts = self._calls = None
         if apart is not None:
             self._thoughts = Thoughts(apart, tokenizer, usage, is_hidden=call.reasoning == "hidden")
         if form is not None and call.tools is not None:
             self.control_bytes = {**tokenizer.spellings_of(form.markers), **self.control_bytes}
-            shows_tags = thinking is not None and (thinking.end_id is None or call.show_control)
-            self._calls = CallReader(form, call.tools, thinking if apart is None and shows_tags else None)
+            self._calls = CallReader(form, call.tools, thinking if apart is None else None)
 
     def read(self, delta: TextDelta) -> None:
         """Moves them out of the delta's text; ends it where nothing more can come."""

@@ -5,6 +5,7 @@ Both get the same conversations (conversations.py) and the same small vocabulary
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -36,7 +37,8 @@ class Family:
     added: tuple[str, ...] = ()  # tokens of their own that are not special
     pieces: bool = False  # a SentencePiece vocabulary
     tokens: dict[str, str] = field(default_factory=dict)  # bos_token, …
-    shapes: tuple[tuple[bool, bool], ...] = ((True, False),)  # (arguments are objects, no content is none)
+    shapes: tuple[tuple[bool, ...], ...] = ((True, False, False),)
+    """(arguments are objects, no content is none, contents are lists of parts): what transformers is given."""
 
     def definition(self) -> dict[str, Any]:
         """Its tokenizer.json."""
@@ -54,11 +56,11 @@ def read_family(path: Path) -> Family:
     header = HEADER.match(source)
     if header is not None and header[1].strip().startswith("{"):
         given = json.loads(header[1])
-        shapes = tuple(map(tuple, given.pop("shapes", [[True, False]])))
+        shapes = tuple((*shape, False) for shape in given.pop("shapes", [[True, False]]))
         lists = {name: tuple(given.pop(name, ())) for name in ("special", "added")}
         return Family(source, **lists, shapes=shapes, **given)
     special = tuple(dict.fromkeys(["<s>", "</s>", *LIKELY_TOKENS.findall(source)]))
-    shapes = tuple((objects, none) for objects in (True, False) for none in (False, True))
+    shapes = tuple(itertools.product((True, False), (False, True), (False, True)))
     added = tuple(dict.fromkeys(LIKELY_ADDED.findall(source)))
     return Family(source, special, added, tokens={"bos_token": "<s>", "eos_token": "</s>"}, shapes=shapes)
 
@@ -74,9 +76,9 @@ def conversation(body: Body) -> Conversation:
     )
 
 
-def as_transformers_takes_it(body: Body, family: Family, shape: tuple[bool, bool]) -> dict[str, Any]:
+def as_transformers_takes_it(body: Body, family: Family, shape: tuple[bool, ...]) -> dict[str, Any]:
     """Arguments of apply_chat_template, made without our code, as transformers' documentation has them."""
-    as_objects, with_none = shape
+    as_objects, with_none, as_parts = shape
     messages = []
     for given in body["messages"]:
         message = dict(given)
@@ -93,6 +95,8 @@ def as_transformers_takes_it(body: Body, family: Family, shape: tuple[bool, bool
                 for call in message["tool_calls"]
                 for made in [call["function"]]
             ]
+        if as_parts and isinstance(message["content"], str):
+            message["content"] = [{"type": "text", "text": message["content"]}]
         messages.append(message)
     continues = body.get("continue_final_message", messages[-1]["role"] == "assistant")
     generates = body.get("add_generation_prompt", True) and not continues

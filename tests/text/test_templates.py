@@ -230,6 +230,20 @@ def test_templates_for_tools() -> None:
     assert tokenizer.decode(template.encode(tokenizer, conversation(CONVERSATIONS["tools"]))) == "t2"
 
 
+def test_contents_are_parts_where_a_template_wants_them() -> None:
+    """Of a text such a template would read each letter as a part, and show none."""
+    source = (
+        "{% for m in messages %}<|end|>{{ m.role }}: {% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    )
+    tokenizer = Tokenizer(byte_level_definition(("<|end|>",)))
+    template = ChatTemplate(source)
+    ids = template.encode(tokenizer, conversation({"messages": said(("system", "s"), ("user", "<|end|>"))}))
+    assert b"".join(map(tokenizer.spelled, ids)).decode() == "<|end|>system: s<|end|>user: <|end|>"
+    assert len(control_of_all(tokenizer, ids)) == 2
+    ids = template.encode(tokenizer, conversation({"messages": said(("user", "u"), ("assistant", "a "))}))
+    assert tokenizer.decode(ids) == "user: uassistant: a "
+
+
 def test_every_family_is_there() -> None:
     assert len(FILES) >= 26 and len(CONVERSATIONS) >= 20
     assert all(isinstance(read_family(path), Family) for path in FILES.values())

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from tabstop.errors import InputError, NotSupportedError, UnsupportedModelError
+from tabstop.text.marks import MARKS, escaped, free_marks, marked, marked_message
 from tabstop.text.reasoning import AUTO, LINE_ENDS, Reasoning, find_reasoning
 from tabstop.text.sandbox import RenderLimits, Sandbox
 from tabstop.text.sandbox_bounds import TemplateLimitError
@@ -21,9 +22,6 @@ from tabstop.text.tokenizer import Tokenizer
 from tabstop.tools.replay import CallShape, find_shape
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
-MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
-"""Unicode's noncharacters: they mean nothing in any text, so one that the messages lack can mark places in them."""
 
 TEMPLATE_ERRORS = (
     jinja2.TemplateError,
@@ -38,31 +36,9 @@ TEMPLATE_ERRORS = (
 )
 """Of compiling or rendering: a template's refusal, messages that it cannot digest, a limit of the sandbox."""
 
-TYPES = frozenset(("function", "string", "number", "integer", "boolean", "array", "object", "null"))
-"""Values of `type` that templates ask for by name: they stay as they are, and so do KEYS."""
-
-KEYS = frozenset(
-    (
-        *("role", "content", "text", "name", "id", "type", "function", "arguments", "tool_calls", "tool_call_id"),
-        *("reasoning_content", "reasoning", "thinking", "index", "strict", "description", "parameters", "properties"),
-        *("required", "items", "enum", "const", "default", "examples", "title", "format", "pattern", "nullable"),
-        *(
-            "additionalProperties",
-            "anyOf",
-            "oneOf",
-            "allOf",
-            "not",
-            "$ref",
-            "$defs",
-            "definitions",
-            "return",
-            "returns",
-        ),
-        *("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "uniqueItems", "prefixItems"),
-    )
-)
-
 DEFAULT_LIMITS = RenderLimits()
+
+PROBE = "what is asked"
 
 MAX_REASON = 500
 """Characters that are shown of a template's own complaint."""
@@ -118,16 +94,16 @@ class ChatTemplate:
             return self.for_tools.encode(tokenizer, conversation)
         try:
             given = self._shaped(conversation)
-            mark, end_mark = _free_marks([given, conversation.tools or ()])
-            messages = [_marked(self._unfolded(message, tokenizer), tokenizer, mark) for message in given]
-            tools = _mark(conversation.tools, tokenizer, mark)
+            mark, end_mark = free_marks([given, conversation.tools or ()])
+            messages = [marked_message(self._unfolded(message, tokenizer), tokenizer, mark) for message in given]
+            tools = marked(conversation.tools, tokenizer, mark)
         except RecursionError:
             raise InputError("messages are nested too deeply", param="messages") from None
         if conversation.continue_final_message:
             messages[-1] = messages[-1] | {"content": (messages[-1]["content"] or "") + end_mark}
         text = self._render(messages, tools, conversation)
-        for escaped in map(_escaped, (mark, end_mark)):  # as Python and JSON write them inside other values
-            text = text.replace(escaped, chr(int(escaped[2:], 16)))
+        for one in (mark, end_mark):
+            text = text.replace(escaped(one), one)
         if conversation.continue_final_message:
             text, found, _ = text.rpartition(end_mark)
             if not found or end_mark in text:
@@ -171,9 +147,28 @@ class ChatTemplate:
 
         return find_shape(render)
 
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether it takes contents as lists of parts alone: a text would be read letter by letter."""
+
+        def shows(content: Any) -> bool:
+            probe = [{"role": "user", "content": content}]
+            try:
+                text = self._render_as_given(probe, None, Conversation(probe))
+            except InputError:
+                return False
+            return PROBE in text and "'type'" not in text  # nor as Python writes the list
+
+        return not shows(PROBE) and shows(_as_parts(PROBE))
+
     def _render(self, messages: Sequence[Message], tools: Any, conversation: Conversation) -> str:
         if not self._knows_developer:
             messages = [_as_system(message) for message in messages]
+        if self._wants_parts:
+            messages = [{**message, "content": _as_parts(message.get("content"))} for message in messages]
+        return self._render_as_given(messages, tools, conversation)
+
+    def _render_as_given(self, messages: Sequence[Message], tools: Any, conversation: Conversation) -> str:
         variables: dict[str, Any] = {
             "messages": messages,
             "tools": tools or None,
@@ -184,7 +179,7 @@ class ChatTemplate:
         try:
             return self._sandbox.render(self._template, variables, self._limits)
         except TemplateLimitError as error:
-            raise InputError(f"this model's chat template {error.message}; send less", param="messages") from None
+            raise InputError(f"this model's chat template {error.message}", param="messages") from None
         except TEMPLATE_ERRORS as error:
             reason = error.message if isinstance(error, jinja2.TemplateError) else type(error).__name__
             reason = "".join(c for c in str(reason) if c not in MARKS)[:MAX_REASON]
@@ -217,44 +212,9 @@ def encode_chat(template: ChatTemplate | None, tokenizer: Tokenizer, conversatio
     return template.encode(tokenizer, conversation)
 
 
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 def _as_system(message: Message) -> Message:
     return {**message, "role": "system"} if message["role"] == "developer" else message
-
-
-def _free_marks(texts: Any) -> tuple[str, str]:
-    """Two that the texts do not have, neither themselves nor as others write them. Raises InputError."""
-    free = [mark for mark in MARKS if not _holds(texts, mark) and not _holds(texts, _escaped(mark))]
-    if len(free) < 2:
-        raise InputError("messages use Unicode's noncharacters U+FDD0 to U+FDEF; remove them", param="messages")
-    return free[0], free[1]
-
-
-def _escaped(mark: str) -> str:
-    return f"\\u{ord(mark):04x}"
-
-
-def _holds(value: Any, mark: str) -> bool:
-    if isinstance(value, str):
-        return mark in value
-    if isinstance(value, Mapping):
-        return any(_holds(key, mark) or _holds(inner, mark) for key, inner in value.items())
-    return isinstance(value, Sequence) and any(_holds(inner, mark) for inner in value)
-
-
-def _marked(message: Message, tokenizer: Tokenizer, mark: str) -> dict[str, Any]:
-    """The message with every text marked; roles are ours."""
-    marked: dict[str, Any] = {key: _mark(value, tokenizer, mark) for key, value in message.items() if key != "role"}
-    return {"role": message["role"]} | marked
-
-
-def _mark(value: Any, tokenizer: Tokenizer, mark: str) -> Any:
-    if isinstance(value, str):
-        return tokenizer.mark_control(value, mark)
-    if isinstance(value, Mapping):
-        return {
-            key if key in KEYS else _mark(key, tokenizer, mark): inner
-            if key == "type" and isinstance(inner, str) and inner in TYPES
-            else _mark(inner, tokenizer, mark)
-            for key, inner in value.items()
-        }
-    return [_mark(inner, tokenizer, mark) for inner in value] if isinstance(value, (list, tuple)) else value
