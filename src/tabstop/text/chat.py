@@ -82,6 +82,11 @@ class ChatTemplate:
             reason = str(error) if isinstance(error, (jinja2.TemplateError, SyntaxError)) else type(error).__name__
             raise UnsupportedModelError(f"the checkpoint's chat template does not compile: {reason}") from None
 
+    @property
+    def source_for_tools(self) -> str:
+        """Of the template that a conversation with tools is rendered by."""
+        return (self.for_tools or self).source
+
     def render(self, conversation: Conversation) -> str:
         """The prompt text. Raises InputError when the template refuses the messages."""
         if conversation.tools and self.for_tools is not None:

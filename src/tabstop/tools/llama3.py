@@ -1,7 +1,7 @@
 """Llama 3.1 to 3.3: the whole answer is a JSON object {"name": …, "parameters": {…}}, or several between semicolons.
 
-<|python_tag|> may stand before it. Any other answer, JSON or not, is content. Some templates refuse several calls in one
-message; with them there is one.
+<|python_tag|> may stand before it. Any other answer, JSON or not, is content. Some templates refuse several calls in
+one message; with them there is one.
 """
 
 from __future__ import annotations
