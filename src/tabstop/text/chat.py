@@ -73,7 +73,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self.source = source
         self._knows_developer = "developer" in source
-        self._sandbox, self._limits = Sandbox(), limits
+        self._sandbox, self.limits = Sandbox(), limits
         self.for_tools: ChatTemplate | None = None
         """Another template, for conversations with tools."""
         try:
@@ -177,7 +177,7 @@ class ChatTemplate:
         generate = conversation.add_generation_prompt and not conversation.continue_final_message
         variables |= {"add_generation_prompt": generate, **conversation.switches}
         try:
-            return self._sandbox.render(self._template, variables, self._limits)
+            return self._sandbox.render(self._template, variables, self.limits)
         except TemplateLimitError as error:
             raise InputError(f"this model's chat template {error.message}", param="messages") from None
         except TEMPLATE_ERRORS as error:
