@@ -33,6 +33,7 @@ TEMPLATE_ERRORS = (
     RecursionError,
     MemoryError,
     SyntaxError,
+    NameError,  # `1e999` compiles to the name inf
 )
 """Of compiling or rendering: a template's refusal, messages that it cannot digest, a limit of the sandbox."""
 
