@@ -47,6 +47,7 @@ MAX_FUNCTION_LINES, MAX_FILE_LINES, MAX_PARAMETERS = 40, 400, 5
 
 MANY_PARAMETERS = {
     "engine/core.py:__init__": "the core's collaborators, by name, from one place (engine/build.py)",
+    "llm.py:chat": "vLLM's signature, too",
     "outputs.py:__init__": "vLLM's signature, which its users' scripts call",
 }
 """Functions over MAX_PARAMETERS, each with its reason."""

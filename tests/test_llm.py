@@ -8,6 +8,7 @@ import math
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,8 @@ from tabstop import LLM, GuidedDecodingParams, SamplingParams, StructuredOutputs
 from tabstop.engine.garbage import YOUNG_OBJECTS
 from tabstop.errors import ConfigError, EngineDeadError, InputError, NotSupportedError
 from tabstop.outputs import RequestOutput
+from tests import tiny
+from tests.text.fim_vocabularies import byte_level_definition
 from tests.tiny import tiny_llama
 
 
@@ -390,3 +393,51 @@ def test_closing_ends_the_calls_of_other_threads(tmp_path):
         llm.close()
         with pytest.raises(EngineDeadError):
             running.result(timeout=20)
+
+
+THINKING_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}{{ tools | length if tools else '' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% else %}<think>\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["tags", "control tokens"])
+def thinker(request, tmp_path_factory):
+    """A random model, whose template opens the reasoning."""
+    folder = tiny.tiny_llama(tmp_path_factory.mktemp("thinker"), vocab_size=tiny.VOCAB_SIZE + 2)
+    definition = byte_level_definition((*tiny.SPECIAL_TOKENS, "<think>", "</think>"))
+    for token in definition["added_tokens"][-2:]:
+        token["special"] = request.param
+    (folder / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    settings = {"eos_token": "<|im_end|>", "chat_template": THINKING_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with closing(LLM(str(folder), num_threads=1, max_model_len=256, num_kv_blocks=64)) as llm:
+        yield llm
+
+
+def test_chats_tell_thoughts_from_answers(thinker):
+    def ask(params, **more):
+        [answer] = thinker.chat([{"role": "user", "content": "hi"}], params, use_tqdm=False, **more)
+        return answer.outputs[0]
+
+    end = tiny.VOCAB_SIZE + 1
+    cut = ask(SamplingParams(temperature=0, max_tokens=9, logit_bias={end: False}, ignore_eos=True))
+    assert cut.reasoning == cut.text.lstrip("\n") and cut.text and cut.content == ""
+    whole = ask(
+        SamplingParams(temperature=0, max_tokens=9, logit_bias={end: 100}, structured_outputs={"choice": ["yes"]})
+    )
+    assert (whole.text.replace("\n", ""), whole.reasoning, whole.content) == ("</think>yes", "", "yes")
+    off = ask(
+        SamplingParams(temperature=0, max_tokens=9, structured_outputs={"choice": ["yes"]}),
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    assert (off.text, off.reasoning, off.content) == ("yes", None, None)
+    with pytest.raises(NotSupportedError, match="nothing else reaches a template"):
+        ask(None, chat_template_kwargs={"messages": []})
+
+
+def test_chats_tell_templates_of_tools(thinker):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    [answer] = thinker.chat([{"role": "user", "content": "hi"}], GREEDY, use_tqdm=False, tools=tools)
+    tokenizer = thinker.get_tokenizer()
+    assert answer.prompt_token_ids == tokenizer.encode("<|im_start|>hi<|im_end|>1<think>\n")

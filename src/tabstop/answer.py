@@ -22,8 +22,9 @@ from tabstop.text.fim import FillReport
 from tabstop.text.reporting import ReportedPrompt, Reporter, report_prompt
 from tabstop.text.shaping import Shape, Shaper
 from tabstop.text.tokenizer import Tokenizer
-from tabstop.thoughts import Thoughts, shown_control
-from tabstop.types import Delta, FinishReason, Submit, TokenLogprobs
+from tabstop.thoughts import Parts
+from tabstop.tools import ToolFormat
+from tabstop.types import ConstraintSpec, Delta, FinishReason, Submit, TokenLogprobs
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class EncodedPrompt:
     stop_strings: tuple[str, ...] = ()  # beside the call's
     overlap: str = ""  # a stop string, too: the start of the suffix
     crlf: bool = False
+    constraints: tuple[ConstraintSpec, ...] | None = None  # instead of the call's
+    tools: ToolFormat | None = None  # calls of the call's tools are read out of the text
     thinking: Thinking | None = None  # what comes before the answer's text
 
 
@@ -88,7 +91,7 @@ class _Sample:
     shaper: Shaper
     reporter: Reporter | None  # where log-probabilities are wanted
     keeps_stop: bool  # a stop token is part of the text
-    thoughts: Thoughts | None = None  # where reasoning is told apart
+    parts: Parts  # reasoning and calls
     confidence: Confidence | None = None  # so far, where it is wanted
     hides_logprobs: bool = False  # they were not asked for themselves
     last_time: float | None = None  # of its last tokens
@@ -113,8 +116,7 @@ class _Sample:
             self.confidence.add(text.logprobs)
         if self.hides_logprobs:
             text.logprobs = []
-        if self.thoughts is not None:
-            self.thoughts.read(text)
+        self.parts.read(text)
         if text.finish is not None:
             text.fill, text.confidence = self.request.prompt.fill, self.confidence
         return text
@@ -224,16 +226,11 @@ class Answer:
             keep_stop_string=call.keep_stop_string,
             skip=len(prompt.healed),
         )
-        thinking = None if call.reasoning == "inline" else prompt.thinking
-        detokenizer.control_bytes = shown_control(self._tokenizer, call.show_control, thinking)
+        parts = Parts(call, prompt.thinking, prompt.tools, self._tokenizer, self.usage)
+        detokenizer.control_bytes = parts.control_bytes
         shaper = Shaper(Shape(prompt.crlf, call.min_indent, call.max_seconds))
         reporter = None if call.num_reported is None else Reporter(self._tokenizer, len(prompt.echo))
-        thoughts = (
-            None
-            if thinking is None
-            else Thoughts(thinking, self._tokenizer, self.usage, is_hidden=call.reasoning == "hidden")
-        )
-        sample = _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string, thoughts)
+        sample = _Sample(request, detokenizer, prompt.echo, shaper, reporter, call.keep_stop_string, parts)
         sample.confidence = Confidence() if call.confidence else None
         sample.hides_logprobs = call.num_logprobs is None and call.num_best is None
         return sample
@@ -267,7 +264,7 @@ class Answer:
 
         Too late for an answer whose samples have all ended.
         """
-        if self._error is None and (self._samples or not self._tasks):
+        if self._error is None and not self._closed and (self._samples or not self._tasks):
             self._error = error
             self._drop()
 
@@ -290,6 +287,7 @@ class Answer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()  # a cancelled one keeps its frame, which keeps this answer
 
     # ---- inside
 
@@ -334,7 +332,7 @@ class Answer:
             return self.fail(DeadlineError("the deadline passed before the first token"))
         if text.finish is not None:
             self._end_sample(index, text.finish, is_known=delta.finish is not None)
-        if text.text or text.reasoning or text.token_ids or text.finish is not None:
+        if text.text or text.reasoning or text.calls or text.token_ids or text.finish is not None:
             self._push(text)
         return None
 
@@ -368,7 +366,7 @@ class Answer:
 
     def _push(self, delta: TextDelta) -> None:
         if self.transcript is not None:
-            self.transcript.append(f"[{delta.index}]{delta.text}")
+            self.transcript.append(f"[{delta.index}]{delta.text}{delta.calls or ''}")
         waiting = self._waiting.get(delta.index)
         if waiting is None:
             self._waiting[delta.index] = delta

@@ -12,6 +12,7 @@ from typing import Literal
 from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
 from tabstop.text.reporting import ReportedPrompt, ReportedToken
+from tabstop.tools import CallPiece, ToolUse
 from tabstop.types import ConstraintSpec, FinishReason, Priority
 
 
@@ -75,6 +76,7 @@ class Call:
     keep_stop_string: bool = False  # leave it, or a stop token, at the end of the text
     show_control: bool = False  # control tokens, by their names
     constraints: tuple[ConstraintSpec, ...] = ()  # what the text may be (grammar/specs.py)
+    tools: ToolUse | None = None  # the answer may call them; what the model is told of them is the conversation's
     truncate_prompt: int | None = None  # to so many last tokens; 0: to what fits
     echo: bool = False  # the prompt's text comes first
     reasoning: Literal["apart", "hidden", "inline"] = "inline"  # where a chat's thoughts go
@@ -140,6 +142,8 @@ class TextDelta:
     fill: FillReport | None = None  # of a hole, beside `finish`
     logprobs: list[ReportedToken] = field(default_factory=list)  # one for each of token_ids, if they were asked for
     prompt: ReportedPrompt | None = None  # beside a choice's first text, if it was asked for
+    calls: list[CallPiece] = field(default_factory=list)  # of tools, new beside the text
+    has_calls: bool = False  # beside `finish`: the choice calls tools
     confidence: Confidence | None = None  # of the whole choice, beside `finish`, if it was asked for
     reasoning: str = ""  # comes before `text`, also where a delta has both
 
@@ -150,6 +154,8 @@ class TextDelta:
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.prompt = self.prompt or later.prompt
+        self.calls += later.calls
+        self.has_calls = later.has_calls
         self.finish, self.stop_reason, self.fill = later.finish, later.stop_reason, later.fill
         self.confidence = later.confidence
 

@@ -44,6 +44,9 @@ class EngineConfig:
         "how a thinking model's reasoning is told from its answer: 'auto' finds it in the chat template, 'off', or "
         "think, mistral, seed, granite",
     )
+    tool_format: str = option(
+        "auto", "how the model writes calls of tools; 'auto' asks its chat template, 'off' refuses tools"
+    )
     load_format: str = option("auto", "where weights come from", choices=("auto", "safetensors", "gguf", "dummy"))
     device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda"))
     dtype: str = option(

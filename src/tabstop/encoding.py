@@ -9,7 +9,7 @@ from msgspec import structs
 from tabstop.answer import EncodedPrompt
 from tabstop.call import Call, Prompt, TextPrompt, TokenPrompt
 from tabstop.engine.bounds import check_sampling
-from tabstop.errors import ContextLengthError, InputError
+from tabstop.errors import ContextLengthError, InputError, NotSupportedError
 from tabstop.text import ModelText
 from tabstop.text.chat import Conversation, encode_chat
 from tabstop.text.fim import Hole
@@ -17,6 +17,7 @@ from tabstop.text.fim_transcode import parse_foreign
 from tabstop.text.reasoning import thinking_in
 from tabstop.text.shaping import overlap_of
 from tabstop.text.tokenizer import Tokenizer
+from tabstop.tools.constraint import calls_constraint
 from tabstop.types import EngineInfo, Sampling
 
 RESERVED_PART = 8
@@ -57,6 +58,8 @@ def _encode_one(prompt: Prompt, call: Call, text: ModelText, info: EngineInfo, p
         foreign = parse_foreign(prompt.text, lambda token: text.tokenizer.token_id(token) is not None)
     if foreign is None:
         encoded = _encode_prompt(prompt, call, text, info)
+        if call.tools is not None and isinstance(prompt, Conversation):
+            return _with_tools(encoded, call, text)
         heals = isinstance(prompt, TextPrompt) and policy.heals_prompt(prompt, call)
         healed = _healed(encoded, text) if heals else encoded
         return healed if _can_precede(healed.healed, call) else encoded
@@ -100,6 +103,22 @@ def _runs_of(word: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
 def _healed(prompt: EncodedPrompt, text: ModelText) -> EncodedPrompt:
     cut = text.healer.cut(prompt.ids, keep=1)
     return replace(prompt, ids=cut.ids, healed=cut.removed, num_healed=cut.num_removed)
+
+
+def _with_tools(prompt: EncodedPrompt, call: Call, text: ModelText) -> EncodedPrompt:
+    """The prompt of an answer that may, or must, call tools. Raises NotSupportedError, InputError."""
+    if text.tools is None:
+        raise NotSupportedError(
+            "this model's chat template shows no way to call tools; leave `tools` out, or start the server with "
+            "--tool-format",
+            param="tools",
+        )
+    assert call.tools is not None
+    if not (call.tools.is_required or call.constraints):
+        return replace(prompt, tools=text.tools)
+    content = call.constraints[0] if call.constraints else None
+    spec = calls_constraint(text.tools, call.tools, text.tokenizer.control_tokens, content)
+    return replace(prompt, tools=text.tools, constraints=(spec,))
 
 
 def _can_precede(healed: bytes, call: Call) -> bool:
@@ -178,7 +197,7 @@ def _num_characters(prompt: TextPrompt | TokenPrompt | Conversation) -> int:
     """Of the texts in a prompt; ids have none."""
     if isinstance(prompt, TextPrompt):
         return len(prompt.text)
-    return 0 if isinstance(prompt, TokenPrompt) else sum(len(message["content"]) for message in prompt.messages)
+    return 0 if isinstance(prompt, TokenPrompt) else sum(len(message["content"] or "") for message in prompt.messages)
 
 
 def too_long(num_tokens: str, info: EngineInfo, param: str) -> ContextLengthError:

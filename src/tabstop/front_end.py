@@ -51,12 +51,17 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
     from tabstop.service import make_service
     from tabstop.text import TextOptions
 
+    asyncio.get_running_loop().set_exception_handler(logs.on_loop_error)
     config = start.engine
     client = ProcessClient(wire.address(start.folder), start.number, silence_limit=start.server.engine_timeout)
     checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
     tokenizer = open_checkpoint(config.tokenizer, offline=config.offline) if config.tokenizer else None
     service = make_service(
-        checkpoint, [client], start.server, tokenizer=tokenizer, options=TextOptions(config.fim, config.reasoning)
+        checkpoint,
+        [client],
+        start.server,
+        tokenizer=tokenizer,
+        options=TextOptions(config.fim, config.reasoning, config.tool_format),
     )
     stop = asyncio.Event()
     listening = socket.socket(fileno=start.socket)

@@ -23,7 +23,9 @@ from tabstop.limits import MAX_CHOICES
 from tabstop.outputs import NO_BEAMS, CompletionOutput, Logprob, RequestOutput, SamplingParams
 from tabstop.service import Service, make_service
 from tabstop.text import TextOptions
-from tabstop.text.messages import make_conversation, read_messages
+from tabstop.text.chat import Conversation
+from tabstop.text.messages import make_conversation, read_messages, read_switches
+from tabstop.text.reasoning import split_reasoning, thinking_in
 from tabstop.text.reporting import ReportedToken
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.types import unpack_ids
@@ -66,7 +68,7 @@ class LLM:
             [self._client],
             ServerConfig(max_num_samples=MAX_CHOICES, max_queue_age=86_400, max_request_tokens=1 << 40),
             tokenizer=tokenizer,
-            options=TextOptions(config.fim, config.reasoning),
+            options=TextOptions(config.fim, config.reasoning, config.tool_format),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
@@ -99,11 +101,18 @@ class LLM:
         use_tqdm: bool = True,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answers one conversation or several, through the checkpoint's chat template. Raises InputError."""
+        """Answers one conversation or several, through the checkpoint's chat template. Raises InputError.
+
+        `tools`: what the template is told of functions, in OpenAI's form; calls of them are in the text.
+        `chat_template_kwargs`: switches of the template: enable_thinking, thinking, reasoning_effort.
+        """
+        switches = read_switches(chat_template_kwargs)
         are_several = isinstance(messages, list) and messages and isinstance(messages[0], list)
         prompts = [
-            make_conversation(read_messages(entry), add_generation_prompt, continue_final_message)
+            make_conversation(read_messages(entry), add_generation_prompt, continue_final_message, tools, switches)
             for entry in (messages if are_several else [messages])
         ]
         if not all(_is_unicode(message["content"]) for prompt in prompts for message in prompt.messages):
@@ -188,10 +197,18 @@ class LLM:
         text = prompt.text if isinstance(prompt, TextPrompt) else None
         outputs = [_output(choice, params) for choice in best_choices(choices, call)]
         prompt_ids = unpack_ids(answer.submits[0].prompt_ids)
+        if isinstance(prompt, Conversation):
+            self._tell_reasoning(outputs, prompt_ids, prompt.begun)
         output = RequestOutput(str(index), text, prompt_ids, outputs, num_cached_tokens=answer.usage.num_cached_tokens)
         if (reported := choices[0].prompt) is not None:
             output.prompt_logprobs = [None, *map(_entries, reported.tokens)]
         return output
+
+    def _tell_reasoning(self, outputs: Sequence[CompletionOutput], prompt_ids: Sequence[int], begun: str) -> None:
+        text = self._service.models[0].text
+        thinking = thinking_in(text.reasoning, text.tokenizer, prompt_ids, begun)
+        for output in outputs if thinking is not None else ():
+            output.reasoning, output.content = split_reasoning(output.text, thinking)
 
 
 def _output(choice: TextDelta, params: SamplingParams) -> CompletionOutput:

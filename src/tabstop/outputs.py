@@ -237,6 +237,8 @@ class CompletionOutput:
     stop_reason: str | int | None = None  # the stop string or token that ended it, None for the end token
     cumulative_logprob: float | None = None  # this and the next only where SamplingParams.logprobs is given
     logprobs: list[dict[int, Logprob]] | None = None  # for each token: the likeliest ones and itself, by token id
+    reasoning: str | None = None  # of a chat with a model that thinks: what of `text` it thought,
+    content: str | None = None  # and what it answered
 
 
 @dataclass

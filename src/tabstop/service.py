@@ -208,7 +208,7 @@ def _submit(call: Call, model: ServedModel, request_id: RequestId, prompt: Encod
     is_laid_out = not model.text.fill.layout_ids.isdisjoint(prompt.ids)
     if is_laid_out and not call.ignore_eos:
         limits = structs.replace(limits, stop_sets=(*limits.stop_sets, "fim"))
-    constraints = call.constraints
+    constraints = call.constraints if prompt.constraints is None else prompt.constraints
     if prompt.healed:  # at worst every byte is a token; the answer ends at the client's limit
         room = model.max_model_len - len(prompt.ids)
         limits = structs.replace(limits, max_tokens=min(limits.max_tokens + len(prompt.healed), room))

@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -122,7 +123,7 @@ class Supervisor:
         self._keys: tuple[Key, ...] = ()
         self._had_terminal = has_terminal()
         self.core = core
-        self.log = logs.LogSettings(server.log_level, server.log_format)
+        self.log = logs.LogSettings(server.log_level, server.log_format, server.log_prompts)
         self.view = StartupView(plain=server.log_format == "json")
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._second_signal: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -134,6 +135,7 @@ class Supervisor:
     async def run(self) -> int:
         """Starts everything and stays until the end. Raises StartupError when the server cannot start."""
         self._keys = read_keys(self.server.key_file) if self.server.key_file else ()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold prompts; children inherit it
         loop = asyncio.get_running_loop()
         numbers = [signal.SIGINT, signal.SIGTERM]
         if self.server.key_file or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks us to stay
@@ -319,6 +321,6 @@ async def _run(engine: EngineConfig, server: ServerConfig) -> int:
 
 def serve(engine: EngineConfig, server: ServerConfig) -> int:
     """Runs a server until it is told to stop; its exit code. Raises StartupError when it cannot start."""
-    logs.configure(logs.LogSettings(server.log_level, server.log_format), "supervisor")
+    logs.configure(logs.LogSettings(server.log_level, server.log_format, server.log_prompts), "supervisor")
     open_checkpoint(engine.model, revision=engine.revision, offline=engine.offline)  # downloads once, or says why not
     return asyncio.run(_run(dataclasses.replace(engine, offline=True), server))

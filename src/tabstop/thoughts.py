@@ -1,17 +1,57 @@
-"""The reasoning of one running answer: taken out of its text deltas, and counted. For answer.py."""
+"""Reasoning and calls of tools of one running answer: taken out of its text deltas. For answer.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tabstop.call import TextDelta, Usage
+from tabstop.call import Call, TextDelta, Usage
 from tabstop.grammar.specs import Thinking
 from tabstop.text.reasoning import ReasoningReader
 from tabstop.text.tokenizer import Tokenizer
+from tabstop.tools import ToolFormat
+from tabstop.tools.reader import CallReader
+from tabstop.types import FinishReason
+
+
+class Parts:
+    """Reasoning, content and calls of one choice, told apart."""
+
+    def __init__(
+        self, call: Call, thinking: Thinking | None, form: ToolFormat | None, tokenizer: Tokenizer, usage: Usage
+    ) -> None:
+        """`thinking`, `form`: as the prompt has them. `usage`: where reasoning is counted."""
+        apart = None if call.reasoning == "inline" else thinking
+        self.control_bytes: Mapping[int, bytes] = shown_control(tokenizer, call.show_control, thinking)
+        """What control tokens add to the text."""
+        self._thoughts = self._calls = None
+        if apart is not None:
+            self._thoughts = Thoughts(apart, tokenizer, usage, is_hidden=call.reasoning == "hidden")
+        if form is not None and call.tools is not None:
+            self.control_bytes = {**tokenizer.spellings_of(form.markers), **self.control_bytes}
+            self._calls = CallReader(form, call.tools, thinking if apart is None else None)
+
+    def read(self, delta: TextDelta) -> None:
+        """Moves them out of the delta's text; ends it where nothing more can come."""
+        if self._thoughts is not None:
+            self._thoughts.read(delta)
+        if self._calls is not None:
+            _read_calls(self._calls, delta)
+
+
+def _read_calls(calls: CallReader, delta: TextDelta) -> None:
+    delta.text, delta.calls = calls.feed(delta.text)
+    if calls.is_done and delta.finish is None:
+        delta.finish = FinishReason.STOP
+    if delta.finish is not None:
+        is_cut = delta.finish is not FinishReason.STOP or delta.stop_reason is not None
+        rest, pieces = calls.finish(is_cut=is_cut)
+        delta.text += rest
+        delta.calls += pieces
+        delta.has_calls = calls.num_calls > 0
 
 
 class Thoughts:
-    """Of one choice."""
+    """The reasoning of one choice, which is also counted."""
 
     def __init__(self, thinking: Thinking, tokenizer: Tokenizer, usage: Usage, *, is_hidden: bool) -> None:
         """`usage`: where its tokens are counted. `is_hidden`: they are counted, and nothing else."""

@@ -22,6 +22,7 @@ from tabstop.config import ServerConfig
 from tabstop.engine.fake import FakeEngine
 from tabstop.keys import Key, KeyRing
 from tabstop.service import Service, make_service
+from tabstop.text import DEFAULT_OPTIONS, TextOptions
 from tests import tiny
 
 EOS = tiny.IM_END
@@ -81,14 +82,18 @@ class Running:
 
 @contextmanager
 def serving(
-    checkpoint: Checkpoint, engine: FakeEngine, config: ServerConfig | None = None, keys: Sequence[Key] = ()
+    checkpoint: Checkpoint,
+    engine: FakeEngine,
+    config: ServerConfig | None = None,
+    keys: Sequence[Key] = (),
+    options: TextOptions = DEFAULT_OPTIONS,
 ) -> Iterator[Running]:
     """Starts a front end, waits until it is ready, and drains it afterwards. `keys`: those of config.key_file."""
     config = config or ServerConfig()
     state = ServerState(is_ready=False, keys=KeyRing(keys))
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    service = make_service(checkpoint, [engine], config)
+    service = make_service(checkpoint, [engine], config, options=options)
     running: list[Running] = []
     started = threading.Event()
 

@@ -30,7 +30,7 @@ def test_the_list_of_refused_parameters_is_whole() -> None:
     refused = re.search(r"Refused, unless.*?\n\n", PAGE, re.DOTALL)
     assert refused is not None
     ours = {"chat_template", "documents", "modalities", "audio", "echo"}
-    ours |= {"tools", "tool_choice", "functions", "function_call"}
+    ours |= {"functions", "function_call"}
     assert ours <= set(ChatBody.__struct_fields__)
     assert set(re.findall(r"`([a-z_]+)`", refused[0])) == set(Refused.__struct_fields__) | ours | {"not_supported"}
     assert not ours & (set(Generation.__struct_fields__) | set(CompletionBody.__struct_fields__) - {"echo"})

@@ -133,9 +133,9 @@ def test_unsupported_parameters_are_refused_by_name(name: str) -> None:
 
 
 CHAT_REFUSED: dict[str, Any] = {
-    "tools": [{"type": "function", "function": {"name": "f"}}], "chat_template": "{{ x }}",
+    "chat_template": "{{ x }}", "function_call": {"name": "f"},
     "functions": [{"name": "f"}], "modalities": ["text", "audio"], "documents": [{"x": 1}],
-    "tool_choice": "required", "chat_template_kwargs": {"messages": []}, "echo": True,
+    "chat_template_kwargs": {"messages": []}, "echo": True,
 }  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def test_values_that_ask_for_nothing_are_fine() -> None:
     }  # fmt: skip
     assert completion(**neutral).num_samples == 2
     chat(tools=[], tool_choice="auto", modalities=["text"], logprobs=False, parallel_tool_calls=True, store=True)
-    chat(tools=[{"type": "function"}], tool_choice="none")
+    chat(functions=[], function_call="auto")
     assert set(REFUSED) <= set(Refused.__struct_fields__)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tests.reliability.client import STAYS, End, Patience, send
 from tests.reliability.requests import Ask, draw_ask
 
-REFUSED_PAUSE = 0.05  # seconds before a client knocks again
+REFUSED_PAUSE = 0.1  # seconds before a client knocks again
 
 
 @dataclass
@@ -67,8 +67,10 @@ def leaving(generator: random.Random) -> tuple[Ask, Patience]:
 class Crowd:
     """`with Crowd(port, 16) as crowd:` keeps 16 clients asking until the block ends; then `crowd.tally` is whole."""
 
-    def __init__(self, port: int, num_clients: int, draw: Draw = staying, seed: int = 0) -> None:
+    def __init__(self, port: int, num_clients: int, draw: Draw = staying, seed: int = 0, *, pause: float = 0.0) -> None:
+        """`pause`: seconds between two requests of a client."""
         self.port = port
+        self._pause = pause
         self.tally = Tally()
         self._num_clients = num_clients
         self._draw = draw
@@ -117,5 +119,4 @@ class Crowd:
         while not self._stopping.is_set():
             end = await send(self.port, *self._draw(self._generator))
             self.tally.add(end)
-            if end.kind in ("refused", "error"):
-                await asyncio.sleep(REFUSED_PAUSE)
+            await asyncio.sleep(REFUSED_PAUSE if end.kind in ("refused", "error") else self._pause)

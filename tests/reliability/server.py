@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -17,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 
 from tests.text.fim_vocabularies import QWEN, byte_level_definition
@@ -116,10 +116,19 @@ class Server:
 
     def status(self, path: str = "/readyz") -> int:
         """Of a GET; 0 when nobody answers."""
+        return self._get(path)[0]
+
+    def _get(self, path: str) -> tuple[int, str]:
+        """Status and body; status 0 when nobody answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
-            return httpx.get(f"{self.url}{path}", timeout=PATIENCE).status_code
-        except httpx.TransportError:
-            return 0
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        except (OSError, http.client.HTTPException):
+            return 0, ""
+        finally:
+            connection.close()
 
     def wait_ready(self) -> Server:
         def is_ready() -> bool:
@@ -132,10 +141,7 @@ class Server:
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name and labels; nothing when nobody answers."""
-        try:
-            lines = httpx.get(f"{self.url}/metrics", timeout=PATIENCE).text.splitlines()
-        except httpx.TransportError:
-            return {}
+        lines = self._get("/metrics")[1].splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
 

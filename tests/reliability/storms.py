@@ -65,8 +65,10 @@ def main() -> None:
     ):
         cancel_streams(server, max(AT_ONCE * 5, given.times // 10), given.seed + 1)
         memory, descriptors = server.resident(), server.num_descriptors()
-        start = time.monotonic()
-        tally = cancel_streams(server, given.times, given.seed)
+        start, tally = time.monotonic(), Tally()
+        for part in range(10):
+            tally.ends += cancel_streams(server, given.times // 10, given.seed + 2 + part).ends
+            print({name: f"{value >> 20} MiB" for name, value in server.resident().items()}, flush=True)
         seconds = time.monotonic() - start
         until(lambda: server.num_descriptors() <= descriptors, "closed descriptors")
         growth = {name: value - memory[name] for name, value in server.resident().items()}

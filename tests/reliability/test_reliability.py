@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import kills, stops, storms
+from tests.reliability import disk, fuzz, kills, loris, soak, stops, storms
 from tests.reliability.server import Server, serving, write_model
+
+NUM_FUZZED = 120
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[Server]:
     """One for all faults that a server survives; the last thing it does is to leave nothing."""
-    with serving(model, "--num-front-ends", "2") as running:
+    with serving(model, "--num-front-ends", "2", *loris.LIMITS) as running:
         yield running
         assert running.stop() == 0
         running.assert_nothing_left()
@@ -31,15 +33,42 @@ def test_cancelled_streams_leave_nothing(server: Server) -> None:
     assert tally.kinds["left"] > 100 and tally.kinds["finished"] > 10, tally.kinds
 
 
+def test_mixed_traffic_leaves_the_pool_as_it_was(server: Server) -> None:
+    run = soak.Soak(server, rate=15, seconds=4)
+    run.run()
+    run.check()
+    assert run.tally.kinds["finished"] > 20 and "memory" in run.report()
+
+
+def test_clients_that_hold_connections_are_let_go(server: Server) -> None:
+    _, tally = loris.besiege(server, num_connections=40, num_unread=2)
+    assert tally.kinds["finished"] > 10, tally.kinds
+
+
 def test_a_lost_front_end_cuts_its_own_connections_only(server: Server) -> None:
     tally = kills.kill_front_ends(server, 1, seed=1)
     assert tally.kinds["finished"] > 10, tally.kinds
+
+
+def test_odd_requests_get_no_5xx(model: Path) -> None:
+    print(f"{NUM_FUZZED} cases instead of 2,000: drawing one takes 20 ms of a core, so that all would be a minute")
+    with serving(model, *fuzz.OPTIONS) as server:
+        findings = fuzz.attack(server, NUM_FUZZED)
+        assert server.stop() == 0
+    answered = sum(count for name, count in findings.statuses.items() if name.endswith(" 200"))
+    assert findings.num_cases >= NUM_FUZZED and answered > NUM_FUZZED // 10, findings.statuses
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_engine_ends_every_stream_once_and_the_server_with_70(model: Path, number: signal.Signals) -> None:
     tally, _ = kills.kill_engine(model, seed=1, number=number)
     assert tally.kinds["finished"] and tally.kinds["error"], tally.kinds
+
+
+@pytest.mark.parametrize("kind", ["full"])
+def test_without_room_for_logs_it_serves_and_ends_as_ever(model: Path, kind: str) -> None:
+    tally = disk.serve_without_logs(model, kind)
+    assert tally.kinds["finished"] >= 30
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -95,10 +95,17 @@ SENTENCEPIECE = {
 
 def sentencepiece(folder: Path, family: str, *, controls: bool = True) -> Checkpoint:
     """`controls`: the markers are control tokens; else ordinary pieces, as in CodeLlama's first conversions."""
-    markers = SENTENCEPIECE[family]
+    definition = sentencepiece_definition(SENTENCEPIECE[family], controls=controls)
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    return write(folder, "m", definition, {"model_type": "llama"}, settings)
+
+
+def sentencepiece_definition(markers: tuple[str, ...], *, controls: bool = True) -> dict[str, Any]:
+    """The tokenizer.json of a small SentencePiece vocabulary with bytes."""
     words = ["▁", "▁▁", "▁▁▁▁", "de", "def", "▁def", "re", "ret", "▁ret", "▁x", "x", "\n", "▁=", "☺", "▁☺"]
     letters = [chr(code) for code in range(33, 127) if chr(code) not in words]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    markers = tuple(marker for marker in markers if marker not in ("<unk>", "<s>", "</s>"))
     tokens = ["<unk>", "<s>", "</s>", *bytes_, *words, *letters, *markers]
     kinds = [2, 3, 3, *[6] * 256, *[1] * (len(words) + len(letters)), *[3 if controls else 4] * len(markers)]
     metadata = {
@@ -109,8 +116,7 @@ def sentencepiece(folder: Path, family: str, *, controls: bool = True) -> Checkp
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.add_space_prefix": True,
     }
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
-    return write(folder, "m", gguf_vocabulary.tokenizer_json(metadata), {"model_type": "llama"}, settings)
+    return gguf_vocabulary.tokenizer_json(metadata)
 
 
 def any_family(folder: Path, family: str) -> Checkpoint:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tabstop.checkpoint import Checkpoint
 from tabstop.errors import InputError, NotSupportedError, UnsupportedModelError
-from tabstop.text.chat import MARKS, ChatTemplate, Conversation, encode_chat, load_chat_template
+from tabstop.text.chat import ChatTemplate, Conversation, encode_chat, load_chat_template
+from tabstop.text.marks import MARKS
 from tabstop.text.tokenizer import Tokenizer
 from tests import tiny
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 
 import pytest
@@ -11,6 +12,7 @@ from tabstop.text.chat import ChatTemplate, Conversation
 from tabstop.text.sandbox import LEFT_OUT, RenderLimits
 
 LIMITS = RenderLimits(num_characters=1 << 18, seconds=0.2)
+PATIENT = RenderLimits(num_characters=1 << 18, seconds=30)
 HI = Conversation([{"role": "user", "content": "hi there"}])
 
 DOUBLED = "{% set ns = namespace(x=X) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}{{ ns.x is string }}"
@@ -107,7 +109,7 @@ REFUSED = {
 
 def refusal(source: str) -> str:
     """Why rendering is refused, having used no more memory than the limits allow with some room."""
-    template = ChatTemplate(source, limits=LIMITS)
+    template = ChatTemplate(source, limits=PATIENT)
     tracemalloc.start()
     try:
         with pytest.raises(InputError) as caught:
@@ -129,7 +131,7 @@ def test_endless_templates_are_cut(name: str) -> None:
 
 @pytest.mark.parametrize("name", TOO_MUCH)
 def test_growing_templates_are_cut(name: str) -> None:
-    assert "writes too much" in refusal(TOO_MUCH[name]) or "adds up" in refusal(TOO_MUCH[name])
+    assert re.search("writes too much|adds up", refusal(TOO_MUCH[name]))
 
 
 @pytest.mark.parametrize("name", REFUSED)

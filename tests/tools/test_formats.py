@@ -23,6 +23,9 @@ V31 = (
 HERMES = '<tool_call>\n{{"name": "{}", "arguments": {}}}\n</tool_call>'
 TWO = {
     "hermes": HERMES + "\n" + HERMES,
+    "hermes bare": '{{"name": "{}", "arguments": {}}}\n{{"name": "{}", "arguments": {}}}',
+    "hermes fenced": '```json\n{{ "name": "{}",\n "arguments": {}}}\n```\n```json{{"name": "{}", "arguments": {}}}```',
+    "hermes tools": '<tools>\n{{"name": "{}", "arguments": {}}}\n{{"name": "{}", "arguments": {}}}\n</tools>',
     "mistral": '[TOOL_CALLS][{{"name": "{}", "arguments": {}}}, {{"name": "{}", "arguments": {}, "id": "123456789"}}]',
     "mistral 2025": "[TOOL_CALLS]{}[ARGS]{}[TOOL_CALLS]{}[ARGS]{}",
     "mistral ids": "[TOOL_CALLS]{}[CALL_ID]123456789[ARGS]{}[TOOL_CALLS]{}{}",
@@ -72,10 +75,16 @@ def test_two_calls(form: str) -> None:
     assert (heard.good, heard.num_calls, heard.content) == ([("get_weather", written), ("now", "{}")], 2, "")
 
 
-@pytest.mark.parametrize("form", [name for name in TWO if not name.startswith(("llama3", "granite bare"))])
+@pytest.mark.parametrize("form", [name for name in TWO if "llama3" not in name and "bare" not in name])
 def test_content_before_calls_is_content_without_the_blanks(form: str) -> None:
     heard = hear(made(form.split()[0]), ["I look.\n\n" + TWO[form].format("now", "{}", "now", "{}") + "\n"])
     assert (heard.content, heard.good) == ("I look.", [("now", "{}")] * 2)
+
+
+def test_code_blocks_behind_calls_are_content() -> None:
+    text = HERMES.format("now", "{}").removesuffix("</tool_call>") + "```python\nx\n```"
+    heard = hear(made("hermes"), [text])
+    assert (heard.good, heard.content) == ([("now", "{}")], "```python\nx\n```")
 
 
 def test_qwen_coder() -> None:
@@ -117,6 +126,13 @@ NOT_CALLS = {
         '<tool_call>{"name": "now", "arguments"',
         "<tool_call>now()</tool_call>",
         "<tool_ca",
+        '{"name": "now"}',
+        '{"name": "Bob", "arguments": {}}',
+        '{"arguments": {}, "name": "now"}',
+        'Use {"name": "now", "arguments": {}}',
+        '```json\n{"x": {"name": "now", "arguments": {}}}\n```\nand ```json\n[1]```',
+        '<tools>{"name": "now"}</tools>',
+        "```json",
         "a <tool_call b",
         '<tool_call>[{"name": "now"}]</tool_call>',
         '<tool_call>{"name": "now", "arguments": ' + "9" * 5000 + "}</tool_call>",
@@ -256,6 +272,7 @@ PIECES += [
     "null",
 ]
 PIECES += ["<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "```json", "<|python_tag|>", "<|tool_call|>", ";", "é"]
+PIECES += ["```json\n", "<tools>", "</tools>"]
 
 
 @given(st.sampled_from(sorted(FORMATS)), st.lists(st.sampled_from(PIECES), max_size=25))

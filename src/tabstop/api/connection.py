@@ -37,9 +37,18 @@ class Timer:
             self._handle.cancel()
             self._handle = None
 
+    def close(self) -> None:
+        """Stops for good and forgets whom to call, or the two would keep each other for the garbage collector."""
+        self.stop()
+        self._on_time = _nothing
+
     def _ring(self) -> None:
         self._handle = None
         self._on_time()
+
+
+def _nothing() -> None:
+    pass
 
 
 class Connection(HttpToolsProtocol):
@@ -71,8 +80,8 @@ class Connection(HttpToolsProtocol):
         self._head_timer.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer.stop()
-        self._send_timer.stop()
+        self._head_timer.close()
+        self._send_timer.close()
         self._peers[self._address] -= 1
         if not self._peers[self._address]:
             del self._peers[self._address]
@@ -148,6 +157,8 @@ class Connection(HttpToolsProtocol):
         num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if num_bytes > self._limits.max_header_bytes or len(self.headers) > self._limits.max_num_headers:
             self._refuse(self._too_large())
+        elif any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
+            self._refuse(InputError("a body may be chunked, and nothing else"))  # its end would be anybody's guess
         else:
             super().on_headers_complete()
 

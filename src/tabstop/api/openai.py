@@ -27,6 +27,7 @@ from tabstop.api.logprobs import (
 )
 from tabstop.api.sampling import chat_num_logprobs, completion_num_logprobs, num_prompt_logprobs, sampling_fields
 from tabstop.api.schema import ChatBody, CompletionBody, Generation, Refused
+from tabstop.api.tools import new_calls, template_tools, tool_use, whole_calls
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
 from tabstop.text.chat import Conversation
@@ -43,8 +44,6 @@ MAX_PROMPTS = 1024
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "use_beam_search": (False,),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
     "modalities": (["text"],),
 }
 """Parameters that are not supported → values that ask for nothing, beside null and empty ones (schema.Refused)."""
@@ -102,21 +101,18 @@ def _hole(prompt: Prompt, body: CompletionBody) -> Hole:
 def chat_call(body: ChatBody, caller: Caller) -> Call:
     """Raises InputError or NotSupportedError, naming the parameter."""
     _refuse_unsupported(body, ("chat_template", "documents", "modalities", "audio", "echo"))
-    if body.tool_choice != "none":
-        _refuse_unsupported(body, ("tools", "tool_choice"))
-    if body.function_call != "none":
-        _refuse_unsupported(body, ("functions", "function_call"))
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     fields = shared(body, caller)
     fields |= {"num_logprobs": chat_num_logprobs(body), "num_prompt_logprobs": num_prompt_logprobs(body)}
-    return Call(prompts=(conversation(body),), max_tokens=max_tokens, reasoning=_reasoning(body), **fields)
+    fields |= {"tools": tool_use(body, fields["constraints"]), "reasoning": _reasoning(body)}
+    return Call(prompts=(conversation(body),), max_tokens=max_tokens, **fields)
 
 
 def conversation(body: Any) -> Conversation:
     """Of a ChatBody, TokenizeBody or TemplateBody. A last message of the assistant is the beginning of the answer."""
     asked = getattr(body, "continue_final_message", None)
-    switches = read_switches(body.chat_template_kwargs, body.reasoning_effort)
-    return make_conversation(body.messages, body.add_generation_prompt is not False, asked, switches=switches)
+    tools, switches = template_tools(body.tools), read_switches(body.chat_template_kwargs, body.reasoning_effort)
+    return make_conversation(body.messages, body.add_generation_prompt is not False, asked, tools, switches)
 
 
 def _reasoning(body: ChatBody) -> Literal["apart", "hidden", "inline"]:
@@ -289,11 +285,13 @@ class ChatFormat(OpenAIFormat):
     def delta(self, delta: TextDelta) -> bytes:
         content, logprobs = b"", delta.logprobs
         if delta.reasoning:
-            shown = {"reasoning_content": delta.reasoning}
+            shown: dict[str, Any] = {"reasoning_content": delta.reasoning}
             content = self._event([_chat_choice(delta.index, "delta", shown, logprobs=logprobs)])
             logprobs = []
-        if delta.text or logprobs:
-            shown = {"content": delta.text}
+        calls = new_calls(delta.calls)
+        if delta.text or logprobs or calls:
+            shown = {"content": delta.text} if delta.text or not calls else {}
+            shown |= {"tool_calls": calls} if calls else {}
             content += self._event([_chat_choice(delta.index, "delta", shown, logprobs=logprobs)])
         return content + (self._event([_chat_choice(delta.index, "delta", {}, delta)]) if delta.finish else b"")
 
@@ -321,24 +319,27 @@ def _event(content: dict[str, Any]) -> bytes:
 def _finish(delta: TextDelta | None) -> dict[str, Any]:
     if delta is None or delta.finish is None:
         return {"finish_reason": None}
-    finish: dict[str, Any] = {"finish_reason": FINISH_REASONS[delta.finish]}
+    calls = delta.has_calls and delta.finish is FinishReason.STOP
+    finish: dict[str, Any] = {"finish_reason": "tool_calls" if calls else FINISH_REASONS[delta.finish]}
     finish |= {} if delta.stop_reason is None else {"stop_reason": delta.stop_reason}
     return finish | confidence_object(delta.confidence)
 
 
 def chat_choices(choices: Sequence[TextDelta], key: str) -> list[dict[str, Any]]:
     """Chat-shaped choices; `key`: message, or delta (which holds what is new)."""
-    role = {"role": "assistant"} if key == "message" else {}
-    return [
-        _chat_choice(
-            choice.index,
-            key,
-            role | _thoughts(choice) | ({"content": choice.text} if role or choice.text else {}),
-            choice,
-            logprobs=choice.logprobs,
-        )
-        for choice in choices
-    ]
+    show = _message if key == "message" else _news
+    return [_chat_choice(choice.index, key, show(choice), choice, logprobs=choice.logprobs) for choice in choices]
+
+
+def _message(choice: TextDelta) -> dict[str, Any]:
+    """A whole one; without content where there are but calls."""
+    calls = whole_calls(choice.calls)
+    shown = {"role": "assistant"} | _thoughts(choice) | {"content": choice.text or (None if calls else "")}
+    return shown | ({"tool_calls": calls} if calls else {})
+
+
+def _news(choice: TextDelta) -> dict[str, Any]:
+    return _thoughts(choice) | ({"content": choice.text} if choice.text else {})
 
 
 def _thoughts(choice: TextDelta) -> dict[str, str]:
@@ -348,7 +349,7 @@ def _thoughts(choice: TextDelta) -> dict[str, str]:
 def _chat_choice(
     index: int,
     key: str,
-    content: dict[str, str],
+    content: dict[str, Any],
     ended: TextDelta | None = None,
     *,
     logprobs: Sequence[ReportedToken] = (),

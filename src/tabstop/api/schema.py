@@ -192,9 +192,10 @@ class ChatBody(Generation, kw_only=True):
     include_reasoning: bool | None = None
     separate_reasoning: bool | None = None
     reasoning_format: Name | None = None
-    # refused as those above
-    tools: Any = None
+    tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    # refused as those above
     functions: Any = None
     function_call: Any = None
     chat_template: Any = None
@@ -211,6 +212,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     prompt: str | None = None
     add_special_tokens: bool = True
     messages: list[MessageBody] | None = None
+    tools: list[dict[str, Any]] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool | None = None
     chat_template_kwargs: Any = None
@@ -225,6 +227,7 @@ class TemplateBody(msgspec.Struct, kw_only=True):
     """POST /apply-template."""
 
     messages: Messages
+    tools: list[dict[str, Any]] | None = None
     model: Name | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool | None = None
@@ -251,6 +254,8 @@ def decode_body(body: bytes, kind: type[Body]) -> Body:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
+        if message.startswith("Invalid enum value"):  # quotes it
+            message = "this is none of the values that it may have"
         missing = re.search(r"missing required field `(\w+)`", message)
         param = re.split(r"[.\[]", path.strip("`."))[0] or (missing and missing[1]) or None
         place = f"{path.strip('`.')}: " if path else ""

@@ -135,6 +135,7 @@ KINDS: dict[str, str | Compile] = {
     "choice": "tabstop.grammar.guidance:compile_choice",
     "lark": "tabstop.grammar.guidance:compile_lark",
     "gbnf": "tabstop.grammar.guidance:compile_gbnf",
+    "tool_calls": "tabstop.grammar.tool_calls:compile_tool_calls",
 }
 """Kind → compile function, or module:function to import when first used."""
 

@@ -128,7 +128,9 @@ class Guidance:
         self._tokenizer = LLTokenizer(TokenizerWrapper(_Tokens(vocabulary)), eos_token=[vocabulary.size])
 
     def compile(self, grammar: str, before: Before, name: str) -> Grammar:
-        """`grammar`: one entry of llguidance's list of grammars, as JSON. `name`: of what the client sent.
+        """`grammar`: one of llguidance's grammars as JSON, or a list of one and those that it names.
+
+        `name`: of what the client sent.
 
         Raises InputError, OverloadedError.
         """
@@ -232,7 +234,7 @@ class _Tokens:
 
 def compile_json_schema(value: Any, vocabulary: Vocabulary, before: Before = b"") -> Grammar:
     """`value`: the schema as JSON."""
-    _check_size(value, vocabulary.limits, "the JSON schema")
+    check_size(value, vocabulary.limits, "the JSON schema")
     schema = prepared(value, vocabulary.limits.max_depth)
     return vocabulary.guidance.compile(schema, before, "the JSON schema")
 
@@ -242,14 +244,14 @@ def compile_regex(value: Any, vocabulary: Vocabulary, before: Before = b"") -> G
 
     `\\d` and `\\w` are ASCII, as JSON schemas have them.
     """
-    _check_size(value, vocabulary.limits, "the regular expression")
+    check_size(value, vocabulary.limits, "the regular expression")
     lark = f"start: /{llguidance.regex_to_lark(value, 'dw')}/"
     return vocabulary.guidance.compile(json.dumps({"lark_grammar": lark}), before, "the regular expression")
 
 
 def compile_choice(value: Any, vocabulary: Vocabulary, before: Before = b"") -> Grammar:
     """`value`: a list of texts as JSON."""
-    _check_size(value, vocabulary.limits, "the list of choices")
+    check_size(value, vocabulary.limits, "the list of choices")
     choices = json.loads(value)
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise InputError("choices must be a list of at least one text")
@@ -259,18 +261,18 @@ def compile_choice(value: Any, vocabulary: Vocabulary, before: Before = b"") -> 
 
 def compile_lark(value: Any, vocabulary: Vocabulary, before: Before = b"") -> Grammar:
     """`value`: a grammar in llguidance's dialect of Lark; its rule `start` is the text."""
-    _check_size(value, vocabulary.limits, "the grammar")
+    check_size(value, vocabulary.limits, "the grammar")
     return vocabulary.guidance.compile(json.dumps({"lark_grammar": value}), before, "the grammar")
 
 
 def compile_gbnf(value: Any, vocabulary: Vocabulary, before: Before = b"") -> Grammar:
     """`value`: a grammar in llama.cpp's GBNF; its rule `root` is the text."""
-    _check_size(value, vocabulary.limits, "the grammar")
+    check_size(value, vocabulary.limits, "the grammar")
     if len(value) > MAX_GBNF:
         raise InputError(f"a GBNF grammar has at most {MAX_GBNF} characters; write a larger one in Lark")
     try:
         lark = gbnf_to_lark(re.sub(r"\\(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", _character, value, flags=re.DOTALL))
-        _check_size(lark, vocabulary.limits, "the grammar")
+        check_size(lark, vocabulary.limits, "the grammar")
     except (RecursionError, OverflowError):
         raise InputError("the grammar is nested too deeply, or names no character") from None
     except InputError:
@@ -291,7 +293,7 @@ def _character(escape: re.Match[str]) -> str:
 def _joined(grammar: str, before: Before) -> str:
     """llguidance's list of grammars: the grammar, after some bytes or reasoning."""
     if not before:
-        return f'{{"grammars": [{grammar}]}}'
+        return f'{{"grammars": {grammar if grammar.startswith("[") else f"[{grammar}]"}}}'
     if isinstance(before, bytes):
         try:
             opening = f"start: {_quoted(before.decode())} @body"
@@ -299,9 +301,10 @@ def _joined(grammar: str, before: Before) -> str:
             raise InputError("a grammar can only follow whole characters") from None
     else:
         opening = _reasoning(before)
-    body = {"name": "body"} | json.loads(grammar)
+    given = json.loads(grammar)
+    body, *named = given if isinstance(given, list) else [given]
     start = {"name": "start", "lark_grammar": opening}
-    return json.dumps({"grammars": [start, body]})
+    return json.dumps({"grammars": [start, body | {"name": "body"}, *named]})
 
 
 def _reasoning(thinking: Thinking) -> str:
@@ -321,7 +324,8 @@ def _quoted(text: str) -> str:
     return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped) + '"'
 
 
-def _check_size(value: Any, limits: GrammarLimits, name: str) -> None:
+def check_size(value: Any, limits: GrammarLimits, name: str) -> None:
+    """Raises InputError for what is no text, or too long a one."""
     if not isinstance(value, str):
         raise InputError(f"{name} must be a text")
     try:

@@ -93,7 +93,7 @@ def structured_constraint(given: Mapping[str, Any], param: str) -> ConstraintSpe
         )
     unknown = given.keys() - FORMS.keys() - set(REFUSED) - set(IGNORED)
     if unknown:
-        raise InputError(f"`{param}` has no {sorted(unknown)[0]!r}; it has {', '.join(FORMS)}", param=param)
+        raise InputError(f"`{param}` has a field that it may not have; it has {', '.join(FORMS)}", param=param)
     asked = {name: value for name, value in given.items() if name in FORMS and value not in (None, False)}
     if len(asked) > 1:
         raise InputError(f"`{param}` has {' and '.join(asked)}; only one of them can be followed", param=param)

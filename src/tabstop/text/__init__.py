@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tabstop.text.healing import Healer
     from tabstop.text.reasoning import Reasoning
     from tabstop.text.tokenizer import Tokenizer
+    from tabstop.tools import ToolFormat
     from tabstop.types import Sampling
 
 
@@ -28,6 +29,7 @@ class ModelText:
     fill: FillIn  # how it fills holes in files
     healer: Healer  # takes prompts back to where their tokens are stable
     reasoning: Reasoning | None = None  # how its thoughts in a chat are told from its answer; None: it has none
+    tools: ToolFormat | None = None  # how it writes calls; None: it calls nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class TextOptions:
 
     fim: str = "auto"  # auto, off or the family in whose layout holes are filled (--fim)
     reasoning: str = "auto"  # auto, off or a style of text/reasoning.py (--reasoning)
+    tool_format: str = "auto"  # auto, off or one of tools/__init__.py (--tool-format)
 
 
 DEFAULT_OPTIONS = TextOptions()
@@ -54,6 +57,7 @@ def load_text(
     from tabstop.text.healing import Healer
     from tabstop.text.reasoning import find_reasoning
     from tabstop.text.tokenizer import load_tokenizer
+    from tabstop.tools import load_format
 
     source = tokenizer or checkpoint
     loaded = load_tokenizer(source)
@@ -65,4 +69,5 @@ def load_text(
         load_fill_in(checkpoint, loaded, options.fim),
         Healer(loaded.token_bytes),
         find_reasoning(options.reasoning, template.source if template else None),
+        load_format(template.source if template else None, options.tool_format),
     )

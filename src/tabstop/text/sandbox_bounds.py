@@ -44,7 +44,7 @@ class Budget:
         """Raises TemplateLimitError when that is more than is left."""
         self.num_left -= num_characters
         if self.num_left < 0:
-            raise TemplateLimitError("writes too much for these messages")
+            raise TemplateLimitError("writes too much for these messages; send less")
         if num_characters > 1 << 16:
             self._look()
 
@@ -57,7 +57,7 @@ class Budget:
 
     def _look(self) -> None:
         if time.thread_time() > self._end_time:
-            raise TemplateLimitError("takes too long for these messages")
+            raise TemplateLimitError("takes too long for these messages; send less")
 
 
 def size_of(value: Any, most: int, *, are_texts_shared: bool = False, indent: int = 0) -> int:

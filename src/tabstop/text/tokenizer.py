@@ -130,14 +130,24 @@ class Tokenizer:
         """The text with `mark` inside everything that spells a control token, also across its two ends.
 
         Undone by encode_marked. A text that starts or ends with a piece of a control token is marked there too, so that
-        what a template puts beside it cannot complete the token.
+        what a template puts beside it cannot complete the token; one that is the middle of a control token, too.
         """
         text = self._control_starts.sub(lambda match: match[0] + mark, text)
         prefixes, suffixes = self._control_pieces
         lengths = range(1, self._max_control_length)
         if any(text[:length] in suffixes for length in lengths):
             text = mark + text
-        return text + mark if any(text[-length:] in prefixes for length in lengths) else text
+        if any(text[-length:] in prefixes for length in lengths) or self._is_middle(text):
+            text += mark
+        return text
+
+    def _is_middle(self, text: str) -> bool:
+        """Whether a control token has it inside: `<{{ name }}>` makes one of `|im_end|`."""
+        return 0 < len(text) < self._max_control_length and text in self._control_middles
+
+    @cached_property
+    def _control_middles(self) -> str:
+        return "\0".join(token[1:-1] for token in self.control_tokens)
 
     @cached_property
     def _control_starts(self) -> re.Pattern[str]:
@@ -188,6 +198,10 @@ class Tokenizer:
     def control_bytes(self) -> dict[int, bytes]:
         """Id → spelling of the tokens that add nothing to a text."""
         return {token_id: token.encode() for token, token_id in self.control_tokens.items()}
+
+    def spellings_of(self, tokens: Iterable[str]) -> dict[int, bytes]:
+        """Id → spelling of those that are control tokens of this vocabulary."""
+        return {self.control_tokens[token]: token.encode() for token in tokens if token in self.control_tokens}
 
     def spelled(self, token_id: int) -> bytes:
         """What an id stands for when it is shown by itself: a control token by its name."""

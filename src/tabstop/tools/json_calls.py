@@ -12,8 +12,11 @@ from tabstop.tools.source import Malformed
 ARGUMENTS = ("arguments", "parameters")
 
 
-def read_object(calls: CallReader) -> Steps[None]:
-    """Reads {"name": …, "arguments": {…}}, in any order and with other keys. One that lacks but its end is whole."""
+def read_object(calls: CallReader, *, is_marked: bool = True) -> Steps[None]:
+    """Reads {"name": …, "arguments": {…}}, in any order and with other keys. One that lacks but its end is whole.
+
+    Where no marker says that it is a call, its name must come first, and its arguments be there.
+    """
     source, name, is_begun = calls.source, "", False
     held: list[Any] = []  # arguments that came before the name
     yield from expect(source, "{")
@@ -21,6 +24,8 @@ def read_object(calls: CallReader) -> Steps[None]:
         while True:
             key = yield from read_string(source)
             yield from expect(source, ":")
+            if not (is_marked or name or key == "name"):
+                raise Malformed
             if key == "name" and not name:
                 name = yield from read_string(source)
                 calls.expected(name)
@@ -36,6 +41,8 @@ def read_object(calls: CallReader) -> Steps[None]:
     except Malformed:
         if not is_begun and not (name and held):
             raise
+    if not (is_begun or held or is_marked):
+        raise Malformed
     if not is_begun:
         calls.begin_with(name, held[0] if held else None)
     calls.end()

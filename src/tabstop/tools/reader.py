@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
+from tabstop.grammar.specs import Thinking
 from tabstop.tools import CallPiece, Steps, ToolFormat, ToolUse
 from tabstop.tools.expected import OBJECT, Expected, expected_of
 from tabstop.tools.json_stream import read_value, read_whole, written
@@ -18,7 +19,8 @@ from tabstop.tools.source import Ended, Enough, Malformed, Source
 class CallReader:
     """Text → content and pieces of calls; the same whole as in pieces."""
 
-    def __init__(self, form: ToolFormat, use: ToolUse) -> None:
+    def __init__(self, form: ToolFormat, use: ToolUse, thinking: Thinking | None = None) -> None:
+        """`thinking`: reasoning that comes first and stays content, whatever it spells."""
         self.source = Source()
         self.num_calls = 0
         """Calls that are whole, or that the end of the answer cut."""
@@ -34,7 +36,7 @@ class CallReader:
         self._pieces: list[CallPiece] = []
         self._num_begun = 0
         self._is_open = False
-        self._steps = self._read()
+        self._steps = self._read(thinking)
         next(self._steps)
 
     def feed(self, text: str) -> tuple[str, list[CallPiece]]:
@@ -63,8 +65,13 @@ class CallReader:
         self._content, self._pieces = [], []
         return content, pieces
 
-    def _read(self) -> Steps[None]:
+    def _read(self, thinking: Thinking | None) -> Steps[None]:
         yield
+        if thinking is not None:
+            try:
+                yield from self._pass(thinking)
+            except Ended:
+                return self._fail()
         while True:
             self.source.taken()
             try:
@@ -75,6 +82,17 @@ class CallReader:
                 self._fail()
                 if isinstance(error, Ended):
                     return
+
+    def _pass(self, thinking: Thinking) -> Steps[None]:
+        """Over the reasoning, if there is some. Raises Ended."""
+        if not thinking.is_open:
+            yield from self.source.after_blanks()
+            has_begun = yield from self.source.match((thinking.start,))
+            self._say(self.source.taken())
+            if not has_begun:
+                return
+        yield from self.text_until((thinking.end,))
+        self._say(self.source.taken())
 
     def _fail(self) -> None:
         """What was taken of a call is content after all."""

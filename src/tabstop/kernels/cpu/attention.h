@@ -229,6 +229,10 @@ inline void attend_span(const Attending& work, const QueryTile& tile, int kv_hea
     int padded = shape.padded_dim();
     for (int t = 0; t < num_tiles; t++) {
         const uint16_t* keys = keys_of(work, tile, kv_head, base + t * LANES);
+        if (t + 1 < num_tiles) {  // into the second-level cache: the machine follows a tile by itself, not to the next one
+            const uint16_t* next = keys_of(work, tile, kv_head, base + (t + 1) * LANES);
+            for (int64_t at = 0; at < shape.tile_values(); at += 32) __builtin_prefetch(next + at, 0, 2);
+        }
         score_queries(keys, memory.queries, shape.dim / 2, tile.count, (float(*)[SPAN])(&memory.scores[0][0] + t * LANES));
     }
     for (int q = 0; q < tile.count; q++) {
