@@ -45,7 +45,10 @@ def to_line(value: Any) -> bytes:
 
 def to_event(line: bytes) -> Event:
     """Raises msgspec.DecodeError."""
-    return msgspec.json.decode(line, type=Event)
+    try:
+        return msgspec.json.decode(line, type=Event)
+    except (UnicodeDecodeError, RecursionError):  # which msgspec lets through
+        raise msgspec.DecodeError("no text, or nested too deeply") from None
 
 
 def read_settings(kind: type[Settings]) -> Settings:

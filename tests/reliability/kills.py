@@ -51,8 +51,9 @@ def kill_front_ends(server: Server, times: int, seed: int) -> Tally:
     with Crowd(server.port, NUM_CLIENTS, leaving, seed) as crowd:
         for _ in range(times):
             crowd.wait_for(len(crowd.tally.ends) + NUM_CLIENTS)
-            until(lambda: len(server.front_ends) == 2, "two front ends")
-            victim = server.front_ends[0]  # the older one: ready for sure, or it would be a start that failed
+            until(lambda: sum(bool(ports_of(child)) for child in server.front_ends) == 2, "two front ends that serve")
+            time.sleep(0.5)  # one that dies before it was ready is a start that failed; three of those end the server
+            victim = server.front_ends[0]
             victim.suspend()  # it accepts nothing while we look
             victims_ports |= ports_of(victim)
             victim.kill()

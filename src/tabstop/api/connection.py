@@ -157,6 +157,8 @@ class Connection(HttpToolsProtocol):
         num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if num_bytes > self._limits.max_header_bytes or len(self.headers) > self._limits.max_num_headers:
             self._refuse(self._too_large())
+        elif any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
+            self._refuse(InputError("a body may be chunked, and nothing else"))  # its end would be anybody's guess
         else:
             super().on_headers_complete()
 

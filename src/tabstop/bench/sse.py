@@ -35,7 +35,7 @@ class EventParser:
 
     def _lines(self, received: bytes) -> list[bytes]:
         if self._after_cr and received.startswith(b"\n"):
-            received = received[1:]  # the LF of a CRLF that was cut in two
+            received, self._after_cr = received[1:], False  # the LF of a CRLF that was cut in two
         if received:
             self._after_cr = received.endswith(b"\r")
         text = self._tail + received

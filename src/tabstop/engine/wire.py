@@ -6,6 +6,7 @@ Knows msgpack and the message types; knows neither zmq sockets nor who sends wha
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -47,11 +48,18 @@ def encode(message: ToEngine | FromEngine) -> bytes:
 
 def decode_to_engine(frame: bytes) -> ToEngine:
     """Raises msgspec.DecodeError (or its subclass ValidationError) for anything but a well-formed message."""
-    message: ToEngine = _to_engine.decode(frame)
+    message: ToEngine = _decode(_to_engine, frame)
     return message
 
 
 def decode_from_engine(frame: bytes) -> FromEngine:
     """Raises msgspec.DecodeError."""
-    message: FromEngine = _from_engine.decode(frame)
+    message: FromEngine = _decode(_from_engine, frame)
     return message
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Any], frame: bytes) -> Any:
+    try:
+        return decoder.decode(frame)
+    except (UnicodeDecodeError, RecursionError) as error:  # which msgspec lets through
+        raise msgspec.DecodeError(f"no text, or nested too deeply: {type(error).__name__}") from None

@@ -33,6 +33,7 @@ TEMPLATE_ERRORS = (
     RecursionError,
     MemoryError,
     SyntaxError,
+    NameError,  # `1e999` compiles to the name inf
 )
 """Of compiling or rendering: a template's refusal, messages that it cannot digest, a limit of the sandbox."""
 
@@ -73,7 +74,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self.source = source
         self._knows_developer = "developer" in source
-        self._sandbox, self._limits = Sandbox(), limits
+        self._sandbox, self.limits = Sandbox(), limits
         self.for_tools: ChatTemplate | None = None
         """Another template, for conversations with tools."""
         try:
@@ -182,7 +183,7 @@ class ChatTemplate:
         generate = conversation.add_generation_prompt and not conversation.continue_final_message
         variables |= {"add_generation_prompt": generate, **conversation.switches}
         try:
-            return self._sandbox.render(self._template, variables, self._limits)
+            return self._sandbox.render(self._template, variables, self.limits)
         except TemplateLimitError as error:
             raise InputError(f"this model's chat template {error.message}", param="messages") from None
         except TEMPLATE_ERRORS as error:
