@@ -189,3 +189,12 @@ def test_names_and_keys_are_texts_of_the_grammar(tokenizer: Tokenizer, vocabular
     big = Function("f", {"properties": {f"p{n}": {"type": "integer"} for n in range(9000)}})
     with pytest.raises(InputError, match="--max-grammar-bytes"):
         allows(forced(made("hermes"), tokenizer, ToolUse((big,))), "", tokenizer, vocabulary)
+
+
+def test_deep_parameters_are_refused(tokenizer: Tokenizer) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(2000):
+        deep = {"items": deep}
+    for form in ("hermes", "qwen3_coder"):
+        with pytest.raises(InputError, match="nested too deeply"):
+            forced(made(form), tokenizer, ToolUse((Function("f", {"properties": {"a": deep}, "required": ["a"]}),)))

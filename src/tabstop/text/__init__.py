@@ -69,5 +69,5 @@ def load_text(
         load_fill_in(checkpoint, loaded, options.fim),
         Healer(loaded.token_bytes),
         find_reasoning(options.reasoning, template.source if template else None),
-        load_format(template.source if template else None, options.tool_format),
+        load_format(template.source_for_tools if template else None, options.tool_format),
     )

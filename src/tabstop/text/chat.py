@@ -74,7 +74,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self.source = source
         self._knows_developer = "developer" in source
-        self._sandbox, self._limits = Sandbox(), limits
+        self._sandbox, self.limits = Sandbox(), limits
         self.for_tools: ChatTemplate | None = None
         """Another template, for conversations with tools."""
         try:
@@ -82,6 +82,11 @@ class ChatTemplate:
         except TEMPLATE_ERRORS as error:
             reason = str(error) if isinstance(error, (jinja2.TemplateError, SyntaxError)) else type(error).__name__
             raise UnsupportedModelError(f"the checkpoint's chat template does not compile: {reason}") from None
+
+    @property
+    def source_for_tools(self) -> str:
+        """Of the template that a conversation with tools is rendered by."""
+        return (self.for_tools or self).source
 
     def render(self, conversation: Conversation) -> str:
         """The prompt text. Raises InputError when the template refuses the messages."""
@@ -178,7 +183,7 @@ class ChatTemplate:
         generate = conversation.add_generation_prompt and not conversation.continue_final_message
         variables |= {"add_generation_prompt": generate, **conversation.switches}
         try:
-            return self._sandbox.render(self._template, variables, self._limits)
+            return self._sandbox.render(self._template, variables, self.limits)
         except TemplateLimitError as error:
             raise InputError(f"this model's chat template {error.message}", param="messages") from None
         except TEMPLATE_ERRORS as error:

@@ -33,7 +33,7 @@ def calls_constraint(
     grammar = _Grammar(form, control)
     one = " | ".join(grammar.call(at, function) for at, function in enumerate(use.functions))
     syntax = form.syntax
-    more = f"({grammar.text(syntax.separator)} one)*" if use.is_parallel else ""
+    more = f"({grammar.text(syntax.separator)} one)*" if use.is_parallel and syntax.separator is not None else ""
     rules = [f"calls: {grammar.text(syntax.opening)} one {more} {grammar.text(syntax.closing)}", f"one: {one}"]
     start = "start: calls"
     if content is not None:
@@ -41,7 +41,10 @@ def calls_constraint(
         grammar.schemas["content"] = (_schema_of(content), True)
     schemas = {name: {"schema": schema, "strict": strict} for name, (schema, strict) in grammar.schemas.items()}
     lark = "\n".join([start, *rules, *grammar.rules])
-    return ConstraintSpec("tool_calls", json.dumps({"grammar": lark, "schemas": schemas}))
+    try:
+        return ConstraintSpec("tool_calls", json.dumps({"grammar": lark, "schemas": schemas}))
+    except RecursionError:
+        raise InputError("the tools' parameters are nested too deeply", param="tools") from None
 
 
 def _schema_of(content: ConstraintSpec) -> Any:
