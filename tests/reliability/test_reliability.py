@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import disk, fuzz, kills, loris, stops, storms
+from tests.reliability import disk, fuzz, kills, loris, soak, stops, storms
 from tests.reliability.server import Server, serving, write_model
 
 NUM_FUZZED = 120
@@ -31,6 +31,13 @@ def server(model: Path) -> Iterator[Server]:
 def test_cancelled_streams_leave_nothing(server: Server) -> None:
     tally = storms.cancel_streams(server, 300)
     assert tally.kinds["left"] > 100 and tally.kinds["finished"] > 10, tally.kinds
+
+
+def test_mixed_traffic_leaves_the_pool_as_it_was(server: Server) -> None:
+    run = soak.Soak(server, rate=15, seconds=4)
+    run.run()
+    run.check()
+    assert run.tally.kinds["finished"] > 20 and "memory" in run.report()
 
 
 def test_clients_that_hold_connections_are_let_go(server: Server) -> None:

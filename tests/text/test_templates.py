@@ -74,10 +74,8 @@ def parts(write: Write) -> Body:
 
 
 def with_tools(write: Write) -> Body:
-    described = tool(
-        write("tool"), write("description"), **{write("property"): {"type": "string", "enum": [write("enum")]}}
-    )
-    described[write("key")] = write("value")
+    fields = {"type": "string", "enum": [write("enum")], write("key"): write("value")}
+    described = tool(write("tool"), write("description"), **{write("property"): fields})
     arguments = json.dumps({write("argument"): write("given"), "n": [write("inner"), 1]}, ensure_ascii=False)
     call = calls(("call00001", write("tool"), arguments), reasoning_content=write("thoughts"))
     answered = result("call00001", write("tool"), write("result"))
