@@ -156,7 +156,7 @@ class ServerConfig:
     )
     transcode_fim: bool = option(True, "lay out raw prompts in another family's markers for the model that is served")
     token_healing: str = option(
-        "off", "begin within the token that the cursor is in: never, in holes, always", choices=("off", "auto", "on")
+        "auto", "begin within the token that the cursor is in: never, in holes, always", choices=("off", "auto", "on")
     )
     drain_timeout: float = option(
         30.0, "how long SIGTERM waits for open requests", unit="seconds", minimum=0, maximum=86_400

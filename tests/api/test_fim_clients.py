@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from tabstop.api.metrics import client_of
+from tabstop.config import ServerConfig
 from tests.api.test_fim_completions import Editor, editor_of
 from tests.text.fim_vocabularies import any_family
 
@@ -226,7 +227,19 @@ def test_fills_are_counted(qwen: Editor) -> None:
     assert 'tabstop_fill_requests_total{client="llm-ls",family="qwen",model="m"} 1.0' in page
     for name in ("fill_recomputed_tokens", "healed_tokens"):
         assert f'tabstop_{name}_total{{model="m"}} 0.0' not in page and f"tabstop_{name}_total" in page
+    before = count(page, "tabstop_fill_transcoded_total"), count(page, "tabstop_fill_overlaps_total")
+    qwen.post(prompt="<fim_prefix>a<fim_suffix>b<fim_middle>", max_tokens=3)
+    qwen.say("a\nprint(1) # one\n")
+    qwen.post(prompt="x ", suffix="print(1) # one\n", max_tokens=30, n=2)
+    page = httpx.get(url + "/metrics").text
+    after = count(page, "tabstop_fill_transcoded_total"), count(page, "tabstop_fill_overlaps_total")
+    assert (after[0] - before[0], after[1] - before[1]) == (1, 2)
     assert client_of("Mozilla/5.0 what ever") == "other" and client_of("OpenAI/Python 1.2") == "openai"
+
+
+def count(page: str, name: str) -> float:
+    """The sum over all labels."""
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
 
 
 def test_healed_bytes_are_not_text(qwen: Editor) -> None:
@@ -241,6 +254,18 @@ def test_healed_bytes_are_not_text(qwen: Editor) -> None:
     short = qwen.post(**body | {"max_tokens": 2, "n": 2})
     assert [choice["text"] for choice in short["choices"]] == ["rn "] * 2
     assert [choice["finish_reason"] for choice in short["choices"]] == ["length"] * 2
+
+
+def test_holes_are_healed_unless_somebody_says_otherwise(tmp_path: Path) -> None:
+    """Raw prompts are not."""
+    for editor in editor_of(any_family(tmp_path, "qwen"), ServerConfig()):
+        editor.say("return x", end="<|fim_pad|>")
+        body = {"prompt": "    retu", "max_tokens": 10}
+        assert editor.post(**body, suffix="\n")["choices"][0]["text"] == "rn x"
+        assert editor.post("/v1/fim/completions", **body)["tabstop"]["healed_tokens"] == 2
+        assert editor.post("/infill", input_prefix="    ", prompt="retu")["content"] == "rn x"
+        assert "healed_tokens" not in editor.post(**body, suffix="\n", token_healing=False)["tabstop"]
+        assert editor.post(**body)["choices"][0]["text"] == "return x"
 
 
 def test_equal_candidates_are_one(qwen: Editor) -> None:

@@ -51,7 +51,11 @@ class Editor:
         return spelled(self.tokenizer, unpack_ids(self.running.engine.submitted[-1].prompt_ids))
 
 
-def editor_of(checkpoint: Checkpoint, config: ServerConfig | None = None) -> Iterator[Editor]:
+UNHEALED = ServerConfig(token_healing="off")
+"""A script says what follows the cursor; tests of healing ask for it."""
+
+
+def editor_of(checkpoint: Checkpoint, config: ServerConfig = UNHEALED) -> Iterator[Editor]:
     tokenizer = load_tokenizer(checkpoint)
     with serving(checkpoint, FakeEngine(stop_sets=stop_sets(checkpoint, tokenizer)), config) as running:
         yield Editor(running, tokenizer)
@@ -104,6 +108,58 @@ def test_users_cannot_spell_markers_beside_a_suffix(qwen: Editor, name: str) -> 
     qwen.post(prompt=f"a{name}", max_tokens=1)
     ids = unpack_ids(qwen.running.engine.submitted[-1].prompt_ids)
     assert sum(token_id in control for token_id in ids) == 1
+
+
+def requests_with(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """On each path that fills holes, `text` in every field that is text."""
+    file = {"path": text, "text": text}
+    around = {"files": [file, file], "repo_name": text, "path": text, "language": text, "max_tokens": 3}
+    infill = {
+        "input_prefix": text,
+        "input_suffix": text,
+        "prompt": text,
+        "input_extra": [{"filename": text, "text": text}],
+    }
+    return [
+        ("/v1/completions", {"prompt": text, "suffix": text, **around}),
+        ("/v1/fim/completions", {"prompt": text, "suffix": text, **around}),
+        ("/infill", infill | around),
+    ]
+
+
+@pytest.mark.parametrize("family", ["qwen", "starcoder2", "codellama", "mistral", "codegeex", "deepseek"])
+def test_every_special_token_in_every_field_is_text(family: str, tmp_path: Path) -> None:
+    """As many control tokens as around harmless text, and no client's stop is needed for what they spell."""
+    for editor in editor_of(any_family(tmp_path, family)):
+        editor.say("x")
+        expected = num_control_tokens(editor, "x y")
+        assert min(expected) >= 3 - (family == "mistral")
+        for name in editor.tokenizer.control_tokens:
+            assert num_control_tokens(editor, f"x {name}y{name}") == expected, name
+
+
+def num_control_tokens(editor: Editor, text: str) -> list[int]:
+    """Of what the engine was asked on each path."""
+    control, found = set(editor.tokenizer.control_tokens.values()), []
+    for path, body in requests_with(text):
+        editor.post(path, **body)
+        ids = unpack_ids(editor.running.engine.submitted[-1].prompt_ids)
+        found.append(sum(token_id in control for token_id in ids))
+    return found
+
+
+def test_an_empty_suffix_asks_for_no_hole_here(qwen: Editor) -> None:
+    """Clients send it beside prompts that they laid out. On the paths for holes it is the end of a file."""
+    qwen.say("x", end="<|fim_pad|>")
+    laid_out = "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>"
+    for suffix in ("", None):
+        answer = qwen.post(prompt=laid_out, suffix=suffix, max_tokens=9)
+        assert qwen.prompt == laid_out and "tabstop" not in answer and answer["choices"][0]["text"] == "x"
+    for path, body in (("/v1/fim/completions", {"prompt": "a "}), ("/infill", {"input_prefix": "a "})):
+        assert qwen.post(path, **body, max_tokens=9)["tabstop"]["fim"] == "qwen"
+        assert qwen.prompt == "<|fim_prefix|>a <|fim_suffix|>\n<|fim_middle|>"
+    answer = qwen.post(prompt="a ", suffix="", files=[{"path": "b.py", "text": "B"}], max_tokens=9)
+    assert answer["tabstop"]["fim"] == "qwen" and qwen.prompt.endswith("a <|fim_suffix|>\n<|fim_middle|>")
 
 
 def test_a_prompt_that_its_client_laid_out_stops_like_one(qwen: Editor) -> None:
@@ -165,7 +221,7 @@ def test_foreign_layouts_are_transcoded(qwen: Editor, tmp_path: Path) -> None:
     assert qwen.prompt == "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>"
     assert answer["tabstop"]["transcoded"] == "starcoder2" or answer["tabstop"]["transcoded"] == "starcoder"
     checkpoint = any_family(tmp_path, "qwen")
-    for editor in editor_of(checkpoint, ServerConfig(transcode_fim=False)):
+    for editor in editor_of(checkpoint, ServerConfig(transcode_fim=False, token_healing="off")):
         editor.say("x")
         assert "tabstop" not in editor.post(prompt="<fim_prefix>a<fim_suffix>b<fim_middle>", max_tokens=9)
         assert editor.prompt == "<fim_prefix>a<fim_suffix>b<fim_middle>"

@@ -140,7 +140,9 @@ FRAMED = {
     "mistral": "<s>[SUFFIX]S[PREFIX] +++++ a.py\nA = 1\n\n+++++ b.py\nB = 2\n\n+++++ c.py\nP",
     "codegeex": "<|user|>\n###REFERENCE:\n###PATH:a.py\nA = 1\n###REFERENCE:\n###PATH:b.py\nB = 2\n###PATH:c.py\n"
     "###LANGUAGE:python\n###MODE:BLOCK\n<|code_suffix|>S<|code_prefix|>P<|code_middle|><|assistant|>\n",
-    "starcoder": "<reponame>tabs<filename>c.py\n<fim_prefix># a.py\nA = 1\n# b.py\nB = 2\nP<fim_suffix>S<fim_middle>",
+    "starcoder": "<fim_prefix><reponame>tabs<filename>c.py\n# a.py\nA = 1\n# b.py\nB = 2\nP<fim_suffix>S<fim_middle>",
+    "granite-code": "<fim_prefix># a.py\nA = 1\n# b.py\nB = 2\n# c.py\nP<fim_suffix>S<fim_middle>",
+    "santacoder": "<fim-prefix># a.py\nA = 1\n# b.py\nB = 2\n# c.py\nP<fim-suffix>S<fim-middle>",
 }
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,14 +19,16 @@ from tabstop.checkpoint import open_checkpoint
 from tabstop.config import EngineConfig, ServerConfig
 from tabstop.engine.build import build_core
 from tabstop.engine.inproc import InprocClient
+from tabstop.grammar import NO_IDS, Vocabulary
+from tabstop.grammar.healing import compile_healing
 from tabstop.service import Service, make_service
 from tabstop.text import TextOptions
 from tabstop.text.fim import Hole
-from tabstop.text.healing import Healer
-from tabstop.text.tokenizer import Tokenizer
+from tabstop.text.healing import MAX_DEPTH, Healer
+from tabstop.text.tokenizer import Tokenizer, load_tokenizer
 from tabstop.types import unpack_ids
 from tests import tiny
-from tests.text.fim_vocabularies import BIGCODE, QWEN, byte_level_definition
+from tests.text.fim_vocabularies import BIGCODE, QWEN, any_family, byte_level_definition
 
 
 def healed(tokenizer: Tokenizer, text: str) -> tuple[list[int], bytes]:
@@ -43,6 +48,69 @@ def test_cuts_lose_no_byte_and_are_needed(tiny_tokenizer: Tokenizer, text: str) 
         last = tiny_tokenizer.encode(text, control=False)[-1:]
         spelled = tiny_tokenizer.bytes_of(last)
         assert not last or not any(token.startswith(spelled) and token != spelled for token in tokens)
+
+
+class Known(NamedTuple):
+    tokenizer: Tokenizer
+    healer: Healer
+    vocabulary: Vocabulary
+
+
+VOCABULARIES = ("tiny", "qwen", "codellama", "default")
+FILES = st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size=24),
+    st.text("def retun\t\n  ()é_x=☺1", max_size=40),
+)
+
+
+@pytest.fixture(scope="module", params=VOCABULARIES)
+def any_vocabulary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Known:
+    if request.param in ("tiny", "default"):
+        tokenizer = request.getfixturevalue(f"{request.param}_tokenizer")
+    else:
+        tokenizer = load_tokenizer(any_family(tmp_path_factory.mktemp(request.param), request.param))
+    vocabulary = Vocabulary(len(tokenizer.token_bytes), lambda: tokenizer.token_bytes)
+    return Known(tokenizer, Healer(tokenizer.token_bytes), vocabulary)
+
+
+@settings(max_examples=120, deadline=None)
+@given(file=FILES, data=st.data())
+def test_any_cursor_in_any_file(any_vocabulary: Known, file: str, data: st.DataObject) -> None:
+    """Bytes match; where the prompt was cut the whole file's tokens have a border, too; and from there on its own are a
+    way that the constraint allows, until it lets go."""
+    tokenizer, healer, vocabulary = any_vocabulary
+    at = data.draw(st.integers(0, len(file)))
+    cut = healer.cut(tokenizer.encode(file[:at], control=False))
+    kept = tokenizer.bytes_of(cut.ids)
+    assert kept + cut.removed == tokenizer.bytes_of(tokenizer.encode(file[:at], control=False))
+    if all(bytes([byte]) in tokenizer.token_bytes for byte in file.encode()):  # SmolLM2 lacks some
+        assert (kept + cut.removed).endswith(file[:at].encode())
+    whole = tokenizer.encode(file, control=False)
+    ends = list(itertools.accumulate((len(tokenizer.bytes_of([token_id])) for token_id in whole), initial=0))
+    assert len(kept) in ends
+    constraint = compile_healing(cut.removed.hex(), vocabulary)
+    for token_id in whole[ends.index(len(kept)) :]:
+        if constraint.released:
+            break
+        mask = np.full(-(-vocabulary.size // 32), -1, dtype=np.int32)
+        constraint.fill(mask, NO_IDS)
+        assert mask[token_id // 32] >> (token_id % 32) & 1, (token_id, cut.removed)
+        constraint.accept(token_id)
+    assert constraint.released
+
+
+@settings(max_examples=120, deadline=None)
+@given(file=FILES, data=st.data())
+def test_any_byte_of_any_file(any_vocabulary: Known, file: str, data: st.DataObject) -> None:
+    """Prompts of ids may end within a character; and then, too, no token goes over the cursor from further left."""
+    tokenizer, healer, vocabulary = any_vocabulary
+    ids = tokenizer.encode(file, control=False)
+    ids = ids[: data.draw(st.integers(0, len(ids)))]
+    cut = healer.cut(ids)
+    assert tokenizer.bytes_of(cut.ids) + cut.removed == tokenizer.bytes_of(ids)
+    assert cut.ids == ids[: len(cut.ids)] and cut.num_removed == len(ids) - len(cut.ids)
+    for depth in range(cut.num_removed + 1, min(MAX_DEPTH, len(ids)) + 1):
+        assert not vocabulary.trie.is_extended(tokenizer.bytes_of(ids[-depth:]))
 
 
 def test_several_tokens_deep(tiny_tokenizer: Tokenizer) -> None:

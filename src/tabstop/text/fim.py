@@ -94,7 +94,7 @@ class FillIn:
         An empty suffix becomes what the family takes for one. `healer`: takes the prefix back to a stable border.
         """
         hole, report = self._cut(_with_newlines(hole), budget)
-        frame = FRAMES[self.family.frame](hole.around) if self.family else Frame()
+        frame = self._frame(hole.around)
         prefix = self._plain(frame.head + hole.prefix + hole.ahead)
         cut = healer.cut(prefix, keep=0 if self.family else 1) if healer else Cut(prefix)
         report.healed_tokens = cut.num_removed
@@ -109,6 +109,11 @@ class FillIn:
         extra = ("\n+++++ ",) if self.family.frame == "mistral" and hole.around.files else ()
         return self.family.stop_strings + extra
 
+    def _frame(self, around: Surroundings) -> Frame:
+        if self.family is None:
+            return Frame()
+        return FRAMES[self.family.frame](around, lambda token: self._tokenizer.token_id(token) is not None)
+
     def _order(self, hole: Hole) -> str:
         assert self.family is not None
         order = hole.order or next(iter(self.family.orders))
@@ -122,7 +127,7 @@ class FillIn:
             return self._tokenizer.with_bos(prefix_ids)
         report.order = self._order(hole)
         suffix_ids = self._inside(hole.suffix or self.family.empty_suffix)
-        texts = {"P": prefix_ids, "S": suffix_ids}
+        texts = {"P": self._encode_parts(frame.opening) + prefix_ids, "S": suffix_ids}
         ids = [*self._encode_parts(frame.before)]
         for part in self.family.orders[report.order]:
             ids += texts[part] if part in texts else [self._marker_id(self.family.marker(part))]
@@ -217,8 +222,9 @@ class FillIn:
     def _overhead(self, hole: Hole) -> int:
         """Tokens beside the three texts, and a few for seams."""
         bare = Surroundings((), hole.around.repo_name, hole.around.path, hole.around.language)
-        frame = FRAMES[self.family.frame](bare) if self.family else Frame()
-        return len(self._encode_parts((*frame.before, frame.head, hole.ahead, *frame.after))) + 8
+        frame = self._frame(bare)
+        parts = (*frame.before, *frame.opening, frame.head, hole.ahead, *frame.after)
+        return len(self._encode_parts(parts)) + 8
 
 
 def _with_newlines(hole: Hole) -> Hole:

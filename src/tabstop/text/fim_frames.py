@@ -48,17 +48,21 @@ class Token:
 Part = Token | str
 """A control token, or text that never becomes one."""
 
+Has = Callable[[str], bool]
+"""Whether the vocabulary has a control token."""
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Parts before the hole's own layout, text that opens its prefix, and parts after the layout."""
+    """Parts before the hole's own layout, parts and a text that open its prefix, and parts after the layout."""
 
     before: tuple[Part, ...] = ()
-    head: str = ""
+    opening: tuple[Part, ...] = ()
+    head: str = ""  # encoded together with the prefix
     after: tuple[Part, ...] = ()
 
 
-def _qwen(around: Surroundings) -> Frame:
+def _qwen(around: Surroundings, has: Has) -> Frame:
     if not around:
         return Frame()
     parts: list[Part] = [Token("<|repo_name|>"), f"{around.repo_name or DEFAULT_REPOSITORY}\n"]
@@ -67,56 +71,60 @@ def _qwen(around: Surroundings) -> Frame:
     return Frame((*parts, Token("<|file_sep|>"), f"{around.path or DEFAULT_PATH}\n"))
 
 
-def _codegemma(around: Surroundings) -> Frame:
+def _codegemma(around: Surroundings, has: Has) -> Frame:
     parts: list[Part] = []
     for file in around.files:
         parts += [f"{file.path}\n{_ended(file.text)}", Token("<|file_separator|>")]
     return Frame((*parts, f"{around.path}\n") if around.path else tuple(parts))
 
 
-def _starcoder2(around: Surroundings) -> Frame:
+def _starcoder2(around: Surroundings, has: Has) -> Frame:
+    """Also CodeQwen's, which spells the repository's token as StarCoder did."""
     if not (around.files or around.repo_name or around.path):
         return Frame()
-    parts: list[Part] = [Token("<repo_name>"), around.repo_name or DEFAULT_REPOSITORY]
+    repository = next((name for name in ("<repo_name>", "<reponame>") if has(name)), "")
+    parts: list[Part] = [Token(repository), around.repo_name or DEFAULT_REPOSITORY] if repository else []
     for file in around.files:
         parts += [Token("<file_sep>"), f"{file.path}\n{file.text}"]
     return Frame((*parts, Token("<file_sep>")), head=f"{around.path or DEFAULT_PATH}\n")
 
 
-def _starcoder(around: Surroundings) -> Frame:
+def _starcoder(around: Surroundings, has: Has) -> Frame:
+    """Tags open a document, and documents were cut into holes with them: they belong to the prefix."""
+    given = (("<reponame>", around.repo_name), ("<filename>", around.path))
+    tags = [(tag, name) for tag, name in given if name and has(tag)]
     parts: list[Part] = []
-    if around.repo_name:
-        parts += [Token("<reponame>"), around.repo_name]
-    if around.path:
-        parts += [Token("<filename>"), f"{around.path}\n"]
-    return Frame(tuple(parts), head=_comments(around.files, around.language))
+    for tag, name in tags:
+        parts += [Token(tag), name]
+    last = f"{parts.pop()}\n" if parts else ""  # the text behind it was encoded with it
+    return Frame(opening=tuple(parts), head=last + _comments(around.files, around.language))
 
 
-def _mellum(around: Surroundings) -> Frame:
+def _mellum(around: Surroundings, has: Has) -> Frame:
     parts: list[Part] = []
     for file in around.files:
         parts += [Token("<filename>"), f"{file.path}\n{_ended(file.text)}"]
     return Frame((*parts, Token("<filename>"), f"{around.path or DEFAULT_PATH}\n") if around else ())
 
 
-def _mistral(around: Surroundings) -> Frame:
+def _mistral(around: Surroundings, has: Has) -> Frame:
     shown = "".join(f"+++++ {file.path}\n{_ended(file.text)}\n" for file in around.files)
     return Frame(head=f"{shown}+++++ {around.path or DEFAULT_PATH}\n" if around.files else "")
 
 
-def _codegeex(around: Surroundings) -> Frame:
+def _codegeex(around: Surroundings, has: Has) -> Frame:
     shown = "".join(f"###REFERENCE:\n###PATH:{file.path}\n{_ended(file.text)}" for file in around.files)
     opening = f"\n{shown}###PATH:{around.path}\n###LANGUAGE:{around.language}\n###MODE:BLOCK\n"
     return Frame((Token("<|user|>"), opening), after=(Token("<|assistant|>"), "\n"))
 
 
-def _comment(around: Surroundings) -> Frame:
+def _comment(around: Surroundings, has: Has) -> Frame:
     """DeepSeek's documented form, `#path` and the file, for every family without a form of its own."""
     shown = _comments(around.files, around.language)
     return Frame(head=f"{shown}{_opener(around.language)}{around.path}\n" if around.path and shown else shown)
 
 
-FRAMES: dict[str, Callable[[Surroundings], Frame]] = {
+FRAMES: dict[str, Callable[[Surroundings, Has], Frame]] = {
     "comment": _comment,
     "qwen": _qwen,
     "codegemma": _codegemma,
