@@ -55,7 +55,7 @@ class CallShape:
         if not isinstance(function, Mapping):
             return call
         given = function.get("arguments")
-        arguments: Any = _object(given)
+        arguments: Any = arguments_of(given)
         if not self.as_objects:
             arguments = given if isinstance(given, str) and given.strip() else json.dumps(arguments, ensure_ascii=False)
         shaped = {**call, "function": {**function, "arguments": arguments}}
@@ -85,8 +85,8 @@ def _shortened(given: str) -> str:
     return hashlib.sha256(given.encode(errors="replace")).hexdigest()[:SHORT_ID]
 
 
-def _object(arguments: Any) -> dict[str, Any]:
-    """Of a JSON text. A model's mistake, sent back, must not cost the conversation: it becomes an object, too."""
+def arguments_of(arguments: Any) -> dict[str, Any]:
+    """As an object. A model's mistake, sent back, must not cost the conversation: it becomes an object, too."""
     if isinstance(arguments, Mapping):
         return dict(arguments)
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
