@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,10 +22,11 @@ from tabstop.engine.build import build_core
 from tabstop.engine.fake import FakeEngine, scripted
 from tabstop.engine.inproc import InprocClient
 from tabstop.errors import InputError, NotSupportedError
-from tabstop.text import DEFAULT_OPTIONS, TextOptions
+from tabstop.text import DEFAULT_OPTIONS, TextOptions, load_text
 from tabstop.text.chat import Conversation
 from tabstop.text.tokenizer import load_tokenizer
 from tabstop.tools import FORMATS, Function, ToolUse
+from tabstop.tools.hermes import Hermes
 from tabstop.types import unpack_ids
 from tests import tiny
 from tests.api.serving import EOS, Running, serving
@@ -439,6 +441,17 @@ def test_a_model_that_calls_nothing_says_so(checkpoint: Checkpoint) -> None:
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "tools"
         assert "--tool-format" in answer.json()["error"]["message"]
         post(running, tools=[NOW], tool_choice="none")
+
+
+def test_a_template_of_its_own_for_tools(tmp_path: Path) -> None:
+    folder = tool_model(tmp_path / "tiny")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    named = [{"name": "default", "template": "x"}, {"name": "tool_use", "template": settings["chat_template"]}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": named}))
+    text = load_text(open_checkpoint(str(folder)))
+    assert isinstance(text.tools, Hermes) and text.template is not None
+    assert text.template.render(conversation_of()) == "x"
+    assert "get_weather" in text.template.render(conversation_of(tools=[WEATHER]))
 
 
 def test_other_paths_are_told_of_tools(checkpoint: Checkpoint) -> None:

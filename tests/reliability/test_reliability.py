@@ -40,6 +40,13 @@ def test_mixed_traffic_leaves_the_pool_as_it_was(server: Server) -> None:
     assert run.tally.kinds["finished"] > 20 and "memory" in run.report()
 
 
+def test_mapped_files_have_their_room(server: Server) -> None:
+    """On a full disk a hole in one kills who writes to it."""
+    files = list(Path(server.scratch).rglob("*.db"))
+    assert len(files) == 3 * len(server.front_ends)
+    assert all(path.stat().st_blocks * 512 >= path.stat().st_size > 0 for path in files)
+
+
 def test_clients_that_hold_connections_are_let_go(server: Server) -> None:
     _, tally = loris.besiege(server, num_connections=40, num_unread=2)
     assert tally.kinds["finished"] > 10, tally.kinds

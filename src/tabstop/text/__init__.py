@@ -62,6 +62,9 @@ def load_text(
     source = tokenizer or checkpoint
     loaded = load_tokenizer(source)
     template = load_chat_template(source.tokenizer_config)
+    form = load_format(template.source_for_tools if template else None, options.tool_format)
+    if template is not None and "tools" not in template.source_for_tools:
+        template.described_by = form
     return ModelText(
         loaded,
         template,
@@ -69,5 +72,5 @@ def load_text(
         load_fill_in(checkpoint, loaded, options.fim),
         Healer(loaded.token_bytes),
         find_reasoning(options.reasoning, template.source if template else None),
-        load_format(template.source if template else None, options.tool_format),
+        form,
     )

@@ -68,7 +68,7 @@ class CallSyntax:
     before: str
     after: str
     opening: str = ""
-    separator: str = ""
+    separator: str | None = ""  # None: there is one call at most
     closing: str = ""
     arguments: str = "json"
 

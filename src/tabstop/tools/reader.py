@@ -29,7 +29,7 @@ class CallReader:
         self.has_content = False
         """Something came that is neither a call nor blank."""
         self._format = form
-        self._is_parallel = use.is_parallel
+        self._is_parallel = use.is_parallel and form.syntax.separator is not None
         self._expected = {function.name: expected_of(function.parameters) for function in use.functions}
         self._content: list[str] = []
         self._blanks = ""  # the last ones of the content, held until it is known what follows
