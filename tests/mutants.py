@@ -66,8 +66,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "functions that nobody offered",
         "src/tabstop/tools/reader.py",
-        "            return self._expected[name]\n",
-        "            return self._expected.get(name, OBJECT)\n",
+        "        if name not in self._functions:\n            raise Malformed\n",
+        "        if name not in self._functions:\n            return OBJECT\n",
         (f"{TOOLS}/test_formats.py::test_what_is_no_call_is_content",),
     ),
     Mutant(
@@ -202,6 +202,41 @@ MUTANTS: tuple[Mutant, ...] = (
         "self._stop_strings.feed(self._state, text)",
         "self._stop_strings.feed(0, text)",
         ("tests/text/test_detokenizer.py::test_stop_strings_end_the_text_whatever_the_cuts",),
+    ),
+    Mutant(
+        "middles of control tokens go through templates",
+        "src/tabstop/text/tokenizer.py",
+        "and text in self._control_middles",
+        "and False",
+        ("tests/text/test_templates.py::test_no_token_can_be_written_anywhere",),
+    ),
+    Mutant(
+        "keys of tools are not marked",
+        "src/tabstop/text/marks.py",
+        "key if key in KEYS else",
+        "key if True else",
+        ("tests/text/test_templates.py::test_no_token_can_be_written_anywhere",),
+    ),
+    Mutant(
+        "loops of templates do not look at the clock",
+        "src/tabstop/text/sandbox.py",
+        "        loop.body.insert(0, ",
+        "        [].insert(0, ",
+        ("tests/text/test_sandbox.py::test_endless_templates_are_cut[loops over a list]",),
+    ),
+    Mutant(
+        "an end tag in two pieces is lost",
+        "src/tabstop/text/reasoning.py",
+        "if held.endswith(self._end[:length])), 0)",
+        "if False), 0)",
+        ("tests/text/test_reasoning.py::test_every_cut_gives_the_whole",),
+    ),
+    Mutant(
+        "grammars begin with the reasoning",
+        "src/tabstop/grammar/__init__.py",
+        'if "thinking" in values:',
+        "if False:",
+        ("tests/grammar/test_thinking.py",),
     ),
     Mutant(
         "end token list ignored",
