@@ -276,3 +276,10 @@ def test_equal_candidates_are_one(qwen: Editor) -> None:
         qwen.running.url + "/v1/completions", json={"prompt": "x", "distinct": True, "stream": True, "n": 2}
     )
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "distinct"
+
+
+def test_every_sample_is_answered(qwen: Editor) -> None:
+    """llama.cpp's array comes for OpenAI's name of the number, too."""
+    qwen.say("a", " a", "b")
+    for path, hole in (("/infill", {"input_prefix": "x", "input_suffix": "y"}), ("/completion", {"prompt": "x"})):
+        assert [one["content"] for one in qwen.post(path, **hole, n=3, seed=1)] == ["a", " a", "b"]

@@ -74,7 +74,7 @@ def _penalties(body: LlamaBody) -> dict[str, Any]:
 
 
 class LlamaFormat:
-    """One object, an array where several completions were asked for (n_cmpl), or a stream without [DONE]."""
+    """One object, an array where several completions were asked for (n_cmpl or n), or a stream without [DONE]."""
 
     media_type = "text/event-stream"
 
@@ -105,7 +105,7 @@ class LlamaFormat:
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
         objects = [_selected(self._object(choice, usage), self._body.response_fields) for choice in choices]
-        return msgspec.json.encode(objects if (self._body.n_cmpl or 1) > 1 else objects[0])
+        return msgspec.json.encode(objects if (self._body.n_cmpl or self._body.n or 1) > 1 else objects[0])
 
     def _object(self, choice: TextDelta, usage: Usage) -> dict[str, Any]:
         is_word = choice.finish is FinishReason.STOP and isinstance(choice.stop_reason, str)
