@@ -144,8 +144,8 @@ def _probabilities(delta: TextDelta) -> dict[str, Any]:
 def timings(usage: Usage) -> dict[str, float]:
     """llama.cpp's counts and times; prompt_n is what was computed, cache_n what was found."""
     prompt_n, predicted_n = usage.num_prompt_tokens - usage.num_cached_tokens, usage.num_completion_tokens
-    prompt_ms = usage.prompt_seconds * 1000
-    predicted_ms = max(0.0, usage.seconds - usage.prompt_seconds) * 1000
+    prompt_seconds = usage.prompt_seconds if predicted_n else usage.seconds  # a warm-up is nothing but its prompt
+    prompt_ms, predicted_ms = prompt_seconds * 1000, max(0.0, usage.seconds - prompt_seconds) * 1000
     return {
         "cache_n": usage.num_cached_tokens,
         "prompt_n": prompt_n,

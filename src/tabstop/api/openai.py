@@ -26,7 +26,7 @@ from tabstop.api.logprobs import (
     prompt_logprobs,
 )
 from tabstop.api.sampling import chat_num_logprobs, completion_num_logprobs, num_prompt_logprobs, sampling_fields
-from tabstop.api.schema import ChatBody, CompletionBody, Generation, Refused
+from tabstop.api.schema import ChatBody, CompletionBody, Generation, OllamaOptions, Refused
 from tabstop.api.tools import new_calls, template_tools, tool_use, whole_calls
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
@@ -77,6 +77,8 @@ class Caller:
 
 def completion_call(body: CompletionBody, caller: Caller) -> Call:
     """Raises InputError or NotSupportedError, naming the parameter."""
+    if body.options is not None:
+        body = _with_options(body, body.options)
     bos = body.add_special_tokens is not False
     prompts: Sequence[Prompt] = prompts_of(body.prompt, bos)
     if body.suffix or body.files:
@@ -90,6 +92,14 @@ def completion_call(body: CompletionBody, caller: Caller) -> Call:
         num_prompt_logprobs=num_prompt_logprobs(body),
         **shared(body, caller) | hole_fields(body),
     )
+
+
+def _with_options(body: CompletionBody, options: OllamaOptions) -> CompletionBody:
+    """Editors that speak Ollama's dialect to this path name their limits there; what the body itself says wins."""
+    given = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k", "seed", "stop")}
+    given["max_tokens"] = options.num_predict if (options.num_predict or -1) >= 0 else None
+    missing = {name: value for name, value in given.items() if value is not None and getattr(body, name) is None}
+    return msgspec.structs.replace(body, **missing)
 
 
 def _hole(prompt: Prompt, body: CompletionBody) -> Hole:

@@ -133,10 +133,22 @@ class AroundHole(Generation, kw_only=True):
     min_confidence: Annotated[float, Meta(ge=-1000, le=0)] | None = None
 
 
+class OllamaOptions(msgspec.Struct, kw_only=True):
+    """What Ollama's clients say beside a prompt; num_predict below 0 is no limit."""
+
+    num_predict: Annotated[int, Meta(ge=-2, le=2**31 - 1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+
+
 class CompletionBody(AroundHole, kw_only=True):
     """POST /v1/completions."""
 
     prompt: str | list[str | TokenId | list[TokenId]] | None = None
+    options: OllamaOptions | None = None
     suffix: str | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
