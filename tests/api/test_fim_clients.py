@@ -66,6 +66,8 @@ def test_llama_vim_warms_the_cache(qwen: Editor) -> None:
     num_before = qwen.running.engine.num_generated
     assert qwen.post("/infill", **warm_up | {"response_fields": [""]}) == {}
     assert qwen.running.engine.num_generated == num_before
+    timings = qwen.post("/infill", **warm_up | {"response_fields": ["timings"]})["timings"]
+    assert timings["prompt_ms"] > 0 and timings["predicted_ms"] == 0, "it is nothing but its prompt"
     qwen.say("x")
     answer = qwen.post("/infill", **{name: value for name, value in VIM.items() if name != "response_fields"})
     assert answer["timings"]["cache_n"] > 0 and answer["stop"] is True and answer["stop_type"] == "eos"
@@ -346,3 +348,10 @@ def test_equal_candidates_are_one(qwen: Editor) -> None:
         qwen.running.url + "/v1/completions", json={"prompt": "x", "distinct": True, "stream": True, "n": 2}
     )
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "distinct"
+
+
+def test_every_sample_is_answered(qwen: Editor) -> None:
+    """llama.cpp's array comes for OpenAI's name of the number, too."""
+    qwen.say("a", " a", "b")
+    for path, hole in (("/infill", {"input_prefix": "x", "input_suffix": "y"}), ("/completion", {"prompt": "x"})):
+        assert [one["content"] for one in qwen.post(path, **hole, n=3, seed=1)] == ["a", " a", "b"]
