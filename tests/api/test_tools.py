@@ -492,4 +492,4 @@ def test_schemas_that_cannot_be_followed(
         answer = httpx.post(running.url + "/v1/chat/completions", json=body, timeout=60)
     assert answer.status_code == status, answer.text
     if status == 400:
-        assert "tools" in answer.json()["error"]["message"]
+        assert "tools" in answer.json()["error"]["message"] and answer.json()["error"]["param"] == "tools"
