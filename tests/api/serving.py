@@ -67,7 +67,7 @@ class Running:
 
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Waits for the server to get into a state; fails when it does not."""
         end = time.monotonic() + seconds
         while not condition():
