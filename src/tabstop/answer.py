@@ -24,7 +24,7 @@ from tabstop.text.shaping import Shape, Shaper
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.thoughts import Parts
 from tabstop.tools import ToolFormat
-from tabstop.types import ConstraintSpec, Delta, FinishReason, Submit, TokenLogprobs
+from tabstop.types import ConstraintSpec, Delta, FinishReason, Submit, TokenLogprobs, single_tokens
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,14 @@ class _Sample:
     has_prompt: bool = False  # its prompt's log-probabilities went out
 
     def read(self, delta: Delta, index: int) -> TextDelta:
-        """The text of an engine delta, cut at the first stop string, as it goes out."""
+        """The text of an engine delta, cut where the answer ends, as it goes out."""
+        pieces = single_tokens(delta) if self.parts.may_end else iter((delta,))
+        text = self._read(next(pieces), index)
+        while text.finish is None and (piece := next(pieces, None)) is not None:
+            text.append(self._read(piece, index))
+        return text
+
+    def _read(self, delta: Delta, index: int) -> TextDelta:
         delta, num_skipped = self._limited(delta)
         text = self._cut(delta, index)
         text.text = self.shaper.feed(text.text)
