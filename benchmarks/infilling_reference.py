@@ -105,13 +105,14 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="Qwen2.5-Coder or Qwen3-Coder as GGUF")
     parser.add_argument("--set", default="single-line", choices=list(SETS))
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many of the first tasks")
     parser.add_argument("--max-tokens", type=int, help="default: the set's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     kind = SETS[options.set]
-    tasks = load_tasks(DATA / kind.file)[: options.limit]
+    tasks = load_tasks(DATA / kind.file)[options.skip : options.limit]
     reference = Reference(options.file)
     report = new_report(options.set, "transformers")
     report.model = options.file.name

@@ -5,14 +5,15 @@
 Starts `tabstop serve`. A closed loop of as many clients as there are slots, which come back after Retry-After when they
 are refused, keeps it at capacity. Blocks without and with a flood of further requests (Poisson arrivals at --factor
 times the rate of the first block) take turns, and ratios are taken pair by pair: tokens a second of all accepted
-requests, and of one accepted stream from its first token to its last. A refusal's time ends with its status. Prints
-rows for RESULTS.md.
+requests, of one accepted stream from its first token to its last, and of a second that the engine had a core (which is
+what a busy machine leaves of the first). A refusal's time ends with its status. Prints rows for RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import random
 import re
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import psutil
 
 NUM_SLOTS, NUM_WAITING = 8, 8
 
@@ -38,6 +40,8 @@ class Block:
     refusals: list[float] = field(default_factory=list)
     num_sent: int = 0
     num_whole: int = 0
+    engine_seconds: float = 0.0  # of a core
+    front_end_seconds: float = 0.0
     others: list[int] = field(default_factory=list)  # statuses that nobody expected
     without_retry_after: int = 0
 
@@ -49,6 +53,7 @@ class Load:
     session: aiohttp.ClientSession
     url: str
     num_tokens: int
+    children: dict[str, psutil.Process]
     block: Block = field(default_factory=Block)
     counter: int = 0
 
@@ -80,6 +85,19 @@ class Load:
             block.num_tokens += 1
         return True
 
+    def core_seconds(self, name: str) -> float:
+        times = self.children[name].cpu_times()
+        return float(times.user + times.system)
+
+    async def idle(self) -> None:
+        """Waits until nothing of a block is left in the engine."""
+        busy = True
+        while busy:
+            await asyncio.sleep(0.5)
+            async with self.session.get(f"{self.url}/metrics") as response:
+                page = await response.text()
+            busy = any(float(value) for value in re.findall(r"^tabstop_num_requests_\w+{.*} (.*)$", page, re.MULTILINE))
+
     async def closed_loop(self, num_clients: int) -> None:
         async def client() -> None:
             while True:
@@ -101,19 +119,28 @@ async def during(load: Load, seconds: float, rate: float) -> Block:
     tasks = [asyncio.create_task(load.closed_loop(NUM_SLOTS))]
     if rate:
         tasks.append(asyncio.create_task(load.flood(rate)))
+    engine, front_end = load.core_seconds("engine"), load.core_seconds("front_end")
     await asyncio.sleep(seconds)
+    block.engine_seconds = load.core_seconds("engine") - engine
+    block.front_end_seconds = load.core_seconds("front_end") - front_end
     load.block = Block()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.sleep(1.0)
+    await load.idle()
     return block
 
 
-async def measure(url: str, options: argparse.Namespace) -> None:
+async def measure(url: str, server: int, options: argparse.Namespace) -> None:
+    children = {
+        name: child
+        for child in psutil.Process(server).children()
+        for name in ("engine", "front_end")
+        if f"tabstop.{name}" in " ".join(child.cmdline())
+    }
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        load = Load(session, url, options.tokens)
+        load = Load(session, url, options.tokens, children)
         first = await during(load, options.seconds, 0)
         rate = options.factor * first.num_tokens / options.tokens / options.seconds
         pairs: list[tuple[Block, Block]] = []
@@ -136,12 +163,14 @@ def report(pairs: list[tuple[Block, Block]], rate: float, options: argparse.Name
     print("| | at capacity | ten times over | ratio: median (each pair) |\n|---|---|---|---|")
     for name, of in (
         ("tokens/s, all accepted", lambda block: block.num_tokens / options.seconds),
-        ("tokens/s of one stream, median", lambda block: statistics.median(block.rates)),
+        ("tokens/s of one stream, median", lambda block: statistics.median(block.rates or [math.nan])),
+        ("tokens a core second of the engine", lambda block: block.num_tokens / max(0.01, block.engine_seconds)),
+        ("cores that the front end took", lambda block: block.front_end_seconds / options.seconds),
     ):
-        ratios = [of(over) / of(under) for under, over in pairs]
+        ratios = [of(over) / of(under) if of(under) else math.nan for under, over in pairs]
         sides = [statistics.median(map(of, side)) for side in (calm, flooded)]
         each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"| {name} | {sides[0]:.1f} | {sides[1]:.1f} | {statistics.median(ratios):.3f} ({each}) |")
+        print(f"| {name} | {sides[0]:.3g} | {sides[1]:.3g} | {statistics.median(ratios):.3f} ({each}) |")
     at = {share: refusals[min(len(refusals) - 1, int(share * len(refusals)))] for share in (0.5, 0.9, 0.99)}
     print(
         f"| refusal, ms: p50, p90, p99, most | | {at[0.5]:.1f}, {at[0.9]:.1f}, {at[0.99]:.1f}, {refusals[-1]:.1f} | |"
@@ -161,7 +190,7 @@ def main() -> None:
     command += ["--max-num-seqs", str(NUM_SLOTS), "--max-num-waiting", str(NUM_WAITING), "--max-model-len", "1024"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "160"}) as server:
         try:
-            asyncio.run(measure(url_of(server), options))
+            asyncio.run(measure(url_of(server), server.pid, options))
         finally:
             server.terminate()
             server.communicate()

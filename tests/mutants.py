@@ -46,7 +46,65 @@ CORE, PAIRS, BLOCKS = "tests/engine/test_core.py", "tests/engine/test_pairs.py",
 FAMILIES = "tests/models/test_families.py::test_whole_chunked_and_batched_logits_equal_the_oracle_s"
 ANY_SCHEDULE = f"{CORE}::test_any_schedule_gives_every_request_its_own_tokens"
 
+TOOLS, CUT_ALIKE = "tests/tools", "test_however_a_text_is_cut_it_is_read_alike"
+
 MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "half a marker is content",
+        "src/tabstop/tools/source.py",
+        "num_held = 0 if self._is_ended else",
+        "num_held = 0 if True else",
+        (f"{TOOLS}/test_formats.py::{CUT_ALIKE}",),
+    ),
+    Mutant(
+        "half a marker is none",
+        "src/tabstop/tools/source.py",
+        "if self._is_ended or not any(marker != left",
+        "if True or not any(marker != left",
+        (f"{TOOLS}/test_formats.py::{CUT_ALIKE}",),
+    ),
+    Mutant(
+        "functions that nobody offered",
+        "src/tabstop/tools/reader.py",
+        "        if name not in self._functions:\n            raise Malformed\n",
+        "        if name not in self._functions:\n            return OBJECT\n",
+        (f"{TOOLS}/test_formats.py::test_what_is_no_call_is_content",),
+    ),
+    Mutant(
+        "arguments in the types that models write",
+        "src/tabstop/tools/json_stream.py",
+        "    elif not expected.allows(kind):\n",
+        "    elif False:\n",
+        (f"{TOOLS}/test_expected.py::test_streams_in_the_same_types",),
+    ),
+    Mutant(
+        "broken calls are not taken back",
+        "src/tabstop/tools/reader.py",
+        "            self._pieces.append(CallPiece(self._num_begun - 1, has_failed=True))\n",
+        "",
+        (f"{TOOLS}/test_formats.py::test_a_call_that_breaks_is_taken_back_and_is_content",),
+    ),
+    Mutant(
+        "control tokens of a grammar by their letters",
+        "src/tabstop/tools/constraint.py",
+        "for marker in form.markers if marker in control}",
+        "for marker in form.markers if not marker}",
+        (f"{TOOLS}/test_constraint.py::test_markers_are_control_tokens_where_the_vocabulary_has_them",),
+    ),
+    Mutant(
+        "markers that are control tokens are lost",
+        "src/tabstop/thoughts.py",
+        "self.control_bytes = {**tokenizer.spellings_of(form.markers), **self.control_bytes}",
+        "pass",
+        ("tests/api/test_tools.py::test_markers_that_are_control_tokens_are_seen_and_not_shown",),
+    ),
+    Mutant(
+        "tools spell control tokens",
+        "src/tabstop/text/chat.py",
+        "tools = marked(conversation.tools, tokenizer, mark)",
+        "tools = conversation.tools",
+        (f"{TOOLS}/test_replay.py::test_tools_reach_the_template_and_spell_no_control_tokens",),
+    ),
     Mutant(
         "offset of weights forgotten",
         "src/tabstop/kernels/cpu/matrix.h",
@@ -144,6 +202,41 @@ MUTANTS: tuple[Mutant, ...] = (
         "self._stop_strings.feed(self._state, text)",
         "self._stop_strings.feed(0, text)",
         ("tests/text/test_detokenizer.py::test_stop_strings_end_the_text_whatever_the_cuts",),
+    ),
+    Mutant(
+        "middles of control tokens go through templates",
+        "src/tabstop/text/tokenizer.py",
+        "and text in self._control_middles",
+        "and False",
+        ("tests/text/test_templates.py::test_no_token_can_be_written_anywhere",),
+    ),
+    Mutant(
+        "keys of tools are not marked",
+        "src/tabstop/text/marks.py",
+        "key if key in KEYS else",
+        "key if True else",
+        ("tests/text/test_templates.py::test_no_token_can_be_written_anywhere",),
+    ),
+    Mutant(
+        "loops of templates do not look at the clock",
+        "src/tabstop/text/sandbox.py",
+        "        loop.body.insert(0, ",
+        "        [].insert(0, ",
+        ("tests/text/test_sandbox.py::test_endless_templates_are_cut[loops over a list]",),
+    ),
+    Mutant(
+        "an end tag in two pieces is lost",
+        "src/tabstop/text/reasoning.py",
+        "if held.endswith(self._end[:length])), 0)",
+        "if False), 0)",
+        ("tests/text/test_reasoning.py::test_every_cut_gives_the_whole",),
+    ),
+    Mutant(
+        "grammars begin with the reasoning",
+        "src/tabstop/grammar/__init__.py",
+        'if "thinking" in values:',
+        "if False:",
+        ("tests/grammar/test_thinking.py",),
     ),
     Mutant(
         "end token list ignored",

@@ -24,8 +24,15 @@ from tabstop.engine import garbage, wire
 from tabstop.engine.process_client import ProcessClient
 from tabstop.errors import StartupError
 from tabstop.keys import Key, KeyRing
+from tabstop.mapped import make_reserved
 
 log = logging.getLogger(__name__)
+
+METRICS_FILES = ("counter", "histogram", "gauge_livesum")
+"""The kinds of metrics that there are, as prometheus_client names their files."""
+
+METRICS_BYTES = 256 << 10
+"""Of each file: ten times what the metrics of a model need."""
 
 EXIT_DRAINED, EXIT_CANNOT_START, EXIT_BUG = 0, 2, 70
 
@@ -100,6 +107,17 @@ def metrics_folder(folder: str) -> Path:
     return Path(folder) / "metrics"
 
 
+def share_metrics(folder: Path) -> None:
+    """Lets this process's counters lie in the folder; without room on the disk they stay its own."""
+    folder.mkdir(exist_ok=True)
+    try:
+        make_reserved((folder / f"{name}_{os.getpid()}.db" for name in METRICS_FILES), METRICS_BYTES)
+    except OSError as error:
+        log.warning("no room for metrics in %s (%s): /metrics shows one front end at a time", folder, error.strerror)
+    else:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
 def counts_folder(folder: str) -> Path:
     """Where front ends count together what keys spend, in the run folder."""
     return Path(folder) / "counts"
@@ -112,9 +130,7 @@ def main() -> None:
     start = pipes.read_settings(FrontEndStart)
     logs.configure(start.log, f"front end {start.number}")
     upward = pipes.Upward()
-    metrics = metrics_folder(start.folder)
-    metrics.mkdir(exist_ok=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+    share_metrics(metrics_folder(start.folder))
     try:
         # Never closed: that would wait for the application's threads.
         code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(run(start, upward))

@@ -59,8 +59,10 @@ def test_every_metric_is_in_the_tables(server: Running) -> None:
 def test_every_option_is_in_the_table() -> None:
     rows = re.findall(r"^\| `(--[\w-]+)` \| ([^|]*) \| ([^|]*) \|$", section("Options of the HTTP side"), re.MULTILINE)
     assert [name for name, _, _ in rows] == [flag(field.name) for field in dataclasses.fields(ServerConfig)]
-    for field, (_, _, text) in zip(dataclasses.fields(ServerConfig), rows, strict=True):
+    for field, (name, default, text) in zip(dataclasses.fields(ServerConfig), rows, strict=True):
         assert text.startswith(field.metadata["help"])
+        given = str(field.default).lower() if isinstance(field.default, bool) else str(field.default or "")
+        assert default.strip().strip("`") == ("" if field.default in (None, ()) else given), name
     assert {name for name in NAMED if name.startswith("--")} >= {"--max-body-bytes", "--unknown-model"}
 
 

@@ -66,6 +66,8 @@ def test_llama_vim_warms_the_cache(qwen: Editor) -> None:
     num_before = qwen.running.engine.num_generated
     assert qwen.post("/infill", **warm_up | {"response_fields": [""]}) == {}
     assert qwen.running.engine.num_generated == num_before
+    timings = qwen.post("/infill", **warm_up | {"response_fields": ["timings"]})["timings"]
+    assert timings["prompt_ms"] > 0 and timings["predicted_ms"] == 0, "it is nothing but its prompt"
     qwen.say("x")
     answer = qwen.post("/infill", **{name: value for name, value in VIM.items() if name != "response_fields"})
     assert answer["timings"]["cache_n"] > 0 and answer["stop"] is True and answer["stop_type"] == "eos"
@@ -206,13 +208,83 @@ def test_continue_with_another_familys_template_and_many_stops(qwen: Editor) -> 
     assert events[-1]["tabstop"]["transcoded"].startswith("starcoder")
 
 
-def test_twinny_and_llm_ls(qwen: Editor) -> None:
+def test_continue_asks_what_is_served(qwen: Editor) -> None:
+    """Its vLLM provider reads the first model's name and context; its llama.cpp provider streams `content`."""
+    first = httpx.get(qwen.running.url + "/v1/models").json()["data"][0]
+    assert first["id"] == "m" and first["max_model_len"] == 4096
+    qwen.say("return x", end="<|fim_pad|>")
+    body = {"model": "m", "prompt": "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", "stream": True, "n_predict": 99,
+            "stop": ["<|fim_pad|>", "/src/"], "top_k": 100, "frequency_penalty": 0, "temperature": 0.01}  # fmt: skip
+    assert "".join(event["content"] for event in sse(qwen, "/completion", body)) == "return x"
+
+
+class TwinnyChoice(msgspec.Struct):
+    text: str
+
+
+class TwinnyChunk(msgspec.Struct):
+    """What it reads of a line's JSON, after the prefix of an event."""
+
+    choices: list[TwinnyChoice]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>",
+        "<fim_prefix>a<fim_suffix>b<fim_middle>",
+        "<PRE> a <SUF>b <MID>",
+        "<｜fim▁begin｜>a<｜fim▁hole｜>b<｜fim▁end｜>",
+    ],
+)
+def test_twinny(qwen: Editor, prompt: str) -> None:
+    """Ollama's body on OpenAI's path, in whichever template; its limits are in `options`; it reads line by line."""
+    said = "x = 1 " * 8
+    qwen.say(said, end="<|fim_pad|>")
+    body = {"model": "m", "prompt": prompt, "stream": True, "keep_alive": "5m",
+            "options": {"temperature": 0.2, "num_predict": 512}}  # fmt: skip
+    with httpx.stream("POST", qwen.running.url + "/v1/completions", json=body) as response:
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    chunks = [msgspec.json.decode(line, type=TwinnyChunk) for line in lines[:-1]]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == said, "its own limit, not sixteen tokens"
+    assert qwen.prompt == "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>"
+    submit = qwen.running.engine.submitted[-1]
+    assert submit.limits.max_tokens == 512 and submit.sampling.temperature == 0.2
+
+
+def test_what_a_body_says_itself_wins_over_options(qwen: Editor) -> None:
+    qwen.say("x y z")
+    options = {"num_predict": 3, "temperature": 0.5, "stop": "z", "seed": 4, "top_k": 7, "top_p": 0.5, "num_ctx": 4096}
+    qwen.post(prompt="a", max_tokens=5, temperature=0, seed=9, options=options)
+    submit = qwen.running.engine.submitted[-1]
+    assert (submit.limits.max_tokens, submit.sampling.temperature, submit.sampling.seed) == (5, 0, 9)
+    assert (submit.sampling.top_k, submit.sampling.top_p) == (7, 0.5)
+    assert qwen.post(prompt="a", max_tokens=9, options=options)["choices"][0]["text"] == "x y "
+    qwen.post(prompt="a", options={"num_predict": -1})
+    assert qwen.running.engine.submitted[-1].limits.max_tokens == 16
+    wrong = httpx.post(qwen.running.url + "/v1/completions", json={"prompt": "a", "options": {"num_predict": "x"}})
+    assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "options"
+
+
+class LlmLsGeneration(msgspec.Struct):
+    text: str
+
+
+class LlmLsAnswer(msgspec.Struct):
+    choices: list[LlmLsGeneration]
+
+
+def test_llm_ls(qwen: Editor) -> None:
+    """Lays out itself, as StarCoder's, streams nothing, and sends what its user put into request_body."""
     qwen.say("x", end="<|fim_pad|>")
-    twinny = {"model": "m", "prompt": "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", "stream": True,
-              "keep_alive": "5m", "options": {"temperature": 0.2, "num_predict": 512}}  # fmt: skip
-    assert "".join(event["choices"][0]["text"] for event in sse(qwen, "/v1/completions", twinny)) == "x"
-    answer = qwen.post(model="m", prompt="a", stream=False, max_tokens=5, temperature=0.2, top_p=0.95)
-    assert answer["choices"][0]["text"] == "x"
+    body = {"model": "bigcode/starcoder2-3b", "prompt": "<fim_prefix>a<fim_suffix>b<fim_middle>", "stream": False,
+            "max_tokens": 60, "temperature": 0.2, "top_p": 0.95}  # fmt: skip
+    agent = {"user-agent": "llm-ls/0.5.3; rust/unknown; ide/neovim"}
+    response = httpx.post(qwen.running.url + "/v1/completions", json=body, headers=agent)
+    answer = msgspec.json.decode(response.content, type=LlmLsAnswer)
+    assert [choice.text for choice in answer.choices] == ["x"]
+    assert qwen.prompt == "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>"
 
 
 # ---- what is counted
@@ -222,18 +294,20 @@ def test_fills_are_counted(qwen: Editor) -> None:
     qwen.say("x")
     url = qwen.running.url
     agent = {"user-agent": "llm-ls/0.5.3; rust/unknown; ide/neovim"}
+    ours = 'tabstop_fill_requests_total{client="llm-ls",family="qwen",model="m"}'
+    before = count(httpx.get(url + "/metrics").text, ours)
     httpx.post(url + "/v1/completions", json={"prompt": "retu", "suffix": "b", "token_healing": True}, headers=agent)
     page = httpx.get(url + "/metrics").text
-    assert 'tabstop_fill_requests_total{client="llm-ls",family="qwen",model="m"} 1.0' in page
+    assert count(page, ours) - before == 1
     for name in ("fill_recomputed_tokens", "healed_tokens"):
         assert f'tabstop_{name}_total{{model="m"}} 0.0' not in page and f"tabstop_{name}_total" in page
-    before = count(page, "tabstop_fill_transcoded_total"), count(page, "tabstop_fill_overlaps_total")
+    first = count(page, "tabstop_fill_transcoded_total"), count(page, "tabstop_fill_overlaps_total")
     qwen.post(prompt="<fim_prefix>a<fim_suffix>b<fim_middle>", max_tokens=3)
     qwen.say("a\nprint(1) # one\n")
     qwen.post(prompt="x ", suffix="print(1) # one\n", max_tokens=30, n=2)
     page = httpx.get(url + "/metrics").text
     after = count(page, "tabstop_fill_transcoded_total"), count(page, "tabstop_fill_overlaps_total")
-    assert (after[0] - before[0], after[1] - before[1]) == (1, 2)
+    assert (after[0] - first[0], after[1] - first[1]) == (1, 2)
     assert client_of("Mozilla/5.0 what ever") == "other" and client_of("OpenAI/Python 1.2") == "openai"
 
 
@@ -276,3 +350,10 @@ def test_equal_candidates_are_one(qwen: Editor) -> None:
         qwen.running.url + "/v1/completions", json={"prompt": "x", "distinct": True, "stream": True, "n": 2}
     )
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "distinct"
+
+
+def test_every_sample_is_answered(qwen: Editor) -> None:
+    """llama.cpp's array comes for OpenAI's name of the number, too."""
+    qwen.say("a", " a", "b")
+    for path, hole in (("/infill", {"input_prefix": "x", "input_suffix": "y"}), ("/completion", {"prompt": "x"})):
+        assert [one["content"] for one in qwen.post(path, **hole, n=3, seed=1)] == ["a", " a", "b"]

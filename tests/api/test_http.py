@@ -149,6 +149,7 @@ def test_what_is_tokenized_at_once_is_bounded(client: httpx.Client) -> None:
         (b'{"prompt":[1,2],"suffix":"y"}', "prompt"),
         (b'{"prompt":"x","suffix":7}', "suffix"),
         (b'{"prompt":"x","suffix":"y","fim_order":"mps"}', "fim_order"),
+        (b'{"prompt":"x","suffix":"y","files":[{"path":"a.py","content":"x"}]}', "files"),
         (b'{"prompt":"x","stream_options":7}', "stream_options"),
     ],
     ids=lambda value: repr(value[:48]) if isinstance(value, bytes) else str(value),
@@ -156,6 +157,14 @@ def test_what_is_tokenized_at_once_is_bounded(client: httpx.Client) -> None:
 def test_hostile_completions(client: httpx.Client, body: bytes, param: str | None) -> None:
     error = error_of(client.post("/v1/completions", content=body), 400)
     assert error["param"] == param and error["type"] == "invalid_request_error" and len(error["message"]) < 400
+
+
+def test_an_error_lists_what_may_stand_there(client: httpx.Client) -> None:
+    body = {"prompt": "x", "suffix": "y", "fim_order": "mps"}
+    assert error_of(client.post("/v1/completions", json=body), 400)["message"] == "fim_order: it must be psm or spm"
+    talk = {"messages": [{"role": "user", "content": "x"}], "reasoning_format": "both"}
+    error = error_of(client.post("/v1/chat/completions", json=talk), 400)
+    assert error["message"] == "reasoning_format: it must be none or auto or deepseek"
 
 
 @pytest.mark.parametrize(

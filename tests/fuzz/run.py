@@ -5,6 +5,7 @@ New inputs go into a folder beside the finds (`-artifact_prefix` names it); what
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 
@@ -17,6 +18,7 @@ from tests.fuzz.seeds import CORPUS
 
 
 def main() -> None:
+    logging.disable(logging.CRITICAL)  # every bad frame leaves a line
     name, *options = sys.argv[1:]
     new = tempfile.mkdtemp(prefix=f"fuzz-{name}-")
     settings = ["-timeout=20", "-rss_limit_mb=3000", "-max_len=20000", f"-artifact_prefix={new}/", *options]

@@ -21,7 +21,8 @@ from tests.reliability.crowd import Crowd, Tally, leaving, never_accepted
 from tests.reliability.server import MEMORY_SLACK, Server, serving, until, write_model
 
 NUM_CLIENTS = 8
-ENGINE_TIMEOUT = 2.0  # seconds: a frozen engine is found within it
+PAUSE = 0.05  # seconds of a client between two requests
+ENGINE_TIMEOUT = 10.0  # seconds: a frozen engine is found within it; less, and one that only starves is taken for it
 EXIT_FAILED = 70
 DEAD = {"engine_dead", "503", "internal_error", "unavailable"}
 """Codes by which a client may learn of it."""
@@ -31,7 +32,7 @@ def kill_engine(model: Path, seed: int, number: signal.Signals) -> tuple[Tally, 
     """One life of a server whose engine gets a signal under load; what its clients saw, and seconds to its exit."""
     generator = random.Random(seed)
     with serving(model, "--engine-timeout", str(ENGINE_TIMEOUT), "--num-front-ends", "2") as server:
-        with Crowd(server.port, NUM_CLIENTS, leaving, seed) as crowd:
+        with Crowd(server.port, NUM_CLIENTS, leaving, seed, pause=PAUSE) as crowd:
             crowd.wait_for(NUM_CLIENTS)
             time.sleep(generator.uniform(0, 0.5))
             victim, start = server.engine, time.monotonic()
@@ -48,7 +49,7 @@ def kill_engine(model: Path, seed: int, number: signal.Signals) -> tuple[Tally, 
 def kill_front_ends(server: Server, times: int, seed: int) -> Tally:
     """Kills front ends of a server under load, one after another. Only what a victim had accepted may be cut."""
     victims_ports: set[int] = set()
-    with Crowd(server.port, NUM_CLIENTS, leaving, seed) as crowd:
+    with Crowd(server.port, NUM_CLIENTS, leaving, seed, pause=PAUSE) as crowd:
         for _ in range(times):
             crowd.wait_for(len(crowd.tally.ends) + NUM_CLIENTS)
             until(lambda: sum(bool(ports_of(child)) for child in server.front_ends) == 2, "two front ends that serve")
@@ -59,7 +60,7 @@ def kill_front_ends(server: Server, times: int, seed: int) -> Tally:
             victim.kill()
             until(lambda pid=victim.pid: pid not in [child.pid for child in server.front_ends], "its end")
         until(lambda: server.status() == 200 and len(server.front_ends) == 2, "a new front end")
-    crowd.tally.assert_each_ended_once(lambda end: end.kind == "lost" and end.port in victims_ports)
+    crowd.tally.assert_each_ended_once(lambda end: end.port in victims_ports)
     server.assert_idle()
     assert server.process.poll() is None
     return crowd.tally

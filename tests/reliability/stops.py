@@ -18,6 +18,7 @@ from tests.reliability.requests import Ask, long_stream
 from tests.reliability.server import serving, write_model
 
 NUM_CLIENTS = 8
+PAUSE = 0.02  # seconds of a client between two requests
 DRAIN_TIMEOUT = 2.0  # seconds; a long stream takes longer
 ENDINGS = {"unavailable"}
 """Codes by which a client may learn of the end."""
@@ -32,7 +33,7 @@ def stop(model: Path, seed: int) -> tuple[Tally, float]:
     """One life of a server that is told to stop under load; what its clients saw, and seconds to its exit."""
     generator = random.Random(seed)
     with serving(model, "--drain-timeout", str(DRAIN_TIMEOUT), "--num-front-ends", "2") as server:
-        with Crowd(server.port, NUM_CLIENTS, mixed, seed) as crowd:
+        with Crowd(server.port, NUM_CLIENTS, mixed, seed, pause=PAUSE) as crowd:
             crowd.wait_for(NUM_CLIENTS // 2)
             time.sleep(generator.uniform(0, 0.5))
             start = time.monotonic()

@@ -137,7 +137,7 @@ def test_no_field_of_any_body_comes_back_or_is_logged(checkpoint: Checkpoint, fo
             if response.status_code != 200 and found_in(response.text):
                 wrong.append((place, body, response.text))
         metrics = client.get("/metrics").text
-    assert [(place, body[-120:], text[:300]) for place, body, text in wrong] == []
+    assert [(place, body[-60:], text[:120]) for place, body, text in wrong][:9] == []
     assert found_in(metrics) == [] and found_in(log.getvalue()) == []
     assert set(statuses) == {200, 400} and statuses[400] > 300
     assert log.getvalue().count("answered") >= statuses[200] / 2  # the log was there to be read

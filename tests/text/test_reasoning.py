@@ -40,6 +40,14 @@ def test_whole_texts(text: str, is_open: bool, reasoning: str, answer: str) -> N
     assert split_reasoning(text, OPEN if is_open else CLOSED) == (reasoning, answer)
 
 
+@pytest.mark.parametrize(("text", "is_open", "reasoning", "answer"), CASES)
+def test_every_cut_gives_the_whole(text: str, is_open: bool, reasoning: str, answer: str) -> None:
+    for pieces in (*([text[:cut], text[cut:]] for cut in range(len(text))), list(text)):
+        reader = ReasoningReader(OPEN if is_open else CLOSED)
+        told = [reader.feed(piece) for piece in pieces] + [reader.feed("", is_last=True)]
+        assert tuple(map("".join, zip(*told, strict=True))) == (reasoning, answer)
+
+
 @given(st.lists(PIECES, max_size=12), st.booleans())
 def test_any_pieces_give_the_whole(pieces: list[str], is_open: bool) -> None:
     thinking = OPEN if is_open else CLOSED

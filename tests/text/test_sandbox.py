@@ -19,6 +19,7 @@ DOUBLED = "{% set ns = namespace(x=X) %}{% for i in range(60) %}{% set ns.x = ST
 
 TOO_LONG = {
     "nested loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+    "loops over a list": "{% set r = range(5000) | list %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
     "loops with a condition": "{% for a in range(99999) %}{% for b in range(99999) if b < 0 %}{% endfor %}{% endfor %}",
     "macros": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "sorted lists": "{% for a in range(99999) %}{% set x = range(99999) | reverse | sort | first %}{% endfor %}",

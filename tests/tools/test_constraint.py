@@ -189,3 +189,25 @@ def test_names_and_keys_are_texts_of_the_grammar(tokenizer: Tokenizer, vocabular
     big = Function("f", {"properties": {f"p{n}": {"type": "integer"} for n in range(9000)}})
     with pytest.raises(InputError, match="--max-grammar-bytes"):
         allows(forced(made("hermes"), tokenizer, ToolUse((big,))), "", tokenizer, vocabulary)
+
+
+def test_descriptions_are_no_part_of_a_grammar(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    """But what is called so is."""
+    words = {"title": "x" * 9000, "description": "x" * 60_000, "examples": [1], "default": {"const": 1}}
+    inner = {"type": "object", "properties": {"title": {"enum": [{"description": 1}]} | words}, "required": ["title"]}
+    schema = words | {"$defs": {"default": inner}, "properties": {"description": {"$ref": "#/$defs/default"} | words}}
+    use = ToolUse((Function("f", schema | {"required": ["description"], "additionalProperties": False}),))
+    specs = forced(made("hermes"), tokenizer, use)
+    assert len(specs[0].value) < 1000
+    assert allows(specs, HERMES.format("f", '{"description": {"title": {"description": 1}}}'), tokenizer, vocabulary)
+    for bad in ('{"description": {"title": {}}}', '{"description": {}}', "{}"):
+        assert not allows(specs, HERMES.format("f", bad), tokenizer, vocabulary)
+
+
+def test_deep_parameters_are_refused(tokenizer: Tokenizer) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(2000):
+        deep = {"items": deep}
+    for form in ("hermes", "qwen3_coder"):
+        with pytest.raises(InputError, match="nested too deeply"):
+            forced(made(form), tokenizer, ToolUse((Function("f", {"properties": {"a": deep}, "required": ["a"]}),)))

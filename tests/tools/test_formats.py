@@ -332,6 +332,9 @@ def test_templates_tell_the_format() -> None:
 
 
 def test_templates_tell_the_spelling() -> None:
+    single = made("llama3", "This model only supports single tool-calls at once!")
+    text = TWO["llama3"].format("now", "{}", "now", "{}")
+    assert (len(hear(single, [text]).good), len(hear(made("llama3"), [text]).good)) == (1, 2)
     assert made("mistral", "[TOOL_CALLS][ARGS]").syntax.before == f"[TOOL_CALLS]{NAME}[ARGS]"
     assert made("mistral", "[TOOL_CALLS]").syntax.opening == "[TOOL_CALLS]["
     assert "```json" in made("deepseek", "```json").syntax.before

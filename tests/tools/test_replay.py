@@ -30,6 +30,14 @@ ITEMS = (
 )
 
 
+STRICT_IDS = (
+    "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{% if c.id | length != 9 %}"
+    "{{ raise_exception('length 9') }}{% endif %}{{ {'f': c.function, 'id': c.id} | tojson }}{% endfor %}"
+    "{% if m.role == 'tool' %}{% if m.tool_call_id | length != 9 %}{{ raise_exception('length 9') }}{% endif %}"
+    "={{ m.tool_call_id }}{% endif %}{% endfor %}"
+)
+
+
 def called(arguments: Any) -> Conversation:
     call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": arguments}}
     return Conversation([{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}])
@@ -81,3 +89,31 @@ def test_no_tools_are_none() -> None:
     template = ChatTemplate("{{ tools is none }}")
     for tools in (None, []):
         assert template.render(Conversation([{"role": "user", "content": "?"}], tools=tools)) == "True"
+
+
+def test_ids_are_as_short_as_a_template_wants_them() -> None:
+    """Those of a call and of its result stay the same."""
+    template = ChatTemplate(STRICT_IDS)
+    for name in ("call_0123456789abcdef01234567", "x", "abcdefgh9", "ü" * 9):
+        call = {"id": name, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        messages = [
+            {"role": "user", "content": ""},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "", "tool_call_id": name},
+        ]
+        shown, _, result = template.render(Conversation(messages)).partition("=")
+        short = json.loads(shown)["id"]
+        assert short == result and len(short) == 9 and short.isascii() and short.isalnum()
+        assert (short == name) is (name == "abcdefgh9")
+    long = "call_0123456789abcdef01234567"
+    assert json.loads(ChatTemplate(STRICT_IDS.replace("!= 9", "< 9")).render(called_by(long))[1:])["id"] == long
+
+
+def called_by(name: str) -> Conversation:
+    call = {"id": name, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    return Conversation([{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}])
+
+
+def test_templates_that_know_no_results_are_asked_without() -> None:
+    refuses = "{% if messages[-1].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}" + NONE
+    assert ChatTemplate(refuses).render(called('{"a":"é"}')) == '?f={"a":"é"}'

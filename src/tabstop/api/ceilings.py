@@ -8,6 +8,7 @@ that dies leaves no lock behind, and its successor sets its open requests back t
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
@@ -22,6 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tabstop.api.errors import error_response
 from tabstop.errors import OverloadedError, RateLimitError, TabstopError
 from tabstop.keys import Key
+from tabstop.mapped import reserve
+
+log = logging.getLogger(__name__)
 
 MINUTE = 60.0
 CELL_BYTES = 8
@@ -47,11 +51,17 @@ class Counts:
         return KeyCounts(key, cells, self._column)
 
     def _map(self, name: str) -> memoryview[float]:
-        if self._folder is None:
-            return memoryview(mmap.mmap(-1, self._num_bytes)).cast("d")
-        descriptor = os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+        if self._folder is not None:
+            try:
+                return self._map_file(self._folder / name)
+            except OSError as error:
+                log.warning("no room to share a key's counts (%s): each front end counts alone", error.strerror)
+        return memoryview(mmap.mmap(-1, self._num_bytes)).cast("d")
+
+    def _map_file(self, path: Path) -> memoryview[float]:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.ftruncate(descriptor, self._num_bytes)  # whoever comes first; later it changes nothing
+            reserve(descriptor, self._num_bytes)  # whoever comes first; later it changes nothing
             return memoryview(mmap.mmap(descriptor, self._num_bytes)).cast("d")
         finally:
             os.close(descriptor)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tabstop.api.constraints import constraints_of
+from tabstop.api.constraints import constraint_fields
 from tabstop.api.errors import error_object
 from tabstop.api.holes import confidence_object, fill_object, hole_fields, surroundings
 from tabstop.api.logprobs import (
@@ -26,7 +26,7 @@ from tabstop.api.logprobs import (
     prompt_logprobs,
 )
 from tabstop.api.sampling import chat_num_logprobs, completion_num_logprobs, num_prompt_logprobs, sampling_fields
-from tabstop.api.schema import ChatBody, CompletionBody, Generation, Refused
+from tabstop.api.schema import ChatBody, CompletionBody, Generation, OllamaOptions, Refused
 from tabstop.api.tools import new_calls, template_tools, tool_use, whole_calls
 from tabstop.call import Call, Prompt, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
@@ -77,6 +77,8 @@ class Caller:
 
 def completion_call(body: CompletionBody, caller: Caller) -> Call:
     """Raises InputError or NotSupportedError, naming the parameter."""
+    if body.options is not None:
+        body = _with_options(body, body.options)
     bos = body.add_special_tokens is not False
     prompts: Sequence[Prompt] = prompts_of(body.prompt, bos)
     if body.suffix or body.files:
@@ -92,6 +94,14 @@ def completion_call(body: CompletionBody, caller: Caller) -> Call:
     )
 
 
+def _with_options(body: CompletionBody, options: OllamaOptions) -> CompletionBody:
+    """Editors that speak Ollama's dialect to this path name their limits there; what the body itself says wins."""
+    given = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k", "seed", "stop")}
+    given["max_tokens"] = options.num_predict if (options.num_predict or -1) >= 0 else None
+    missing = {name: value for name, value in given.items() if value is not None and getattr(body, name) is None}
+    return msgspec.structs.replace(body, **missing)
+
+
 def _hole(prompt: Prompt, body: CompletionBody) -> Hole:
     if not isinstance(prompt, TextPrompt):
         raise InputError("suffix and files need prompts as text, not as token ids", param="prompt")
@@ -105,6 +115,7 @@ def chat_call(body: ChatBody, caller: Caller) -> Call:
     fields = shared(body, caller)
     fields |= {"num_logprobs": chat_num_logprobs(body), "num_prompt_logprobs": num_prompt_logprobs(body)}
     fields |= {"tools": tool_use(body, fields["constraints"]), "reasoning": _reasoning(body)}
+    fields["constraint_param"] = fields["constraint_param"] or ("tools" if fields["tools"] else None)
     return Call(prompts=(conversation(body),), max_tokens=max_tokens, **fields)
 
 
@@ -151,7 +162,7 @@ def shared(body: Generation, caller: Caller) -> dict[str, Any]:
         "spend_tokens": caller.spend_tokens,
         "client": caller.headers.get("user-agent", ""),
         **sampling_fields(body),
-        "constraints": constraints_of(body),
+        **constraint_fields(body),
         "min_tokens": body.min_tokens or 0,
         "stop_strings": (body.stop,) if isinstance(body.stop, str) else tuple(dict.fromkeys(body.stop or ())),
         "stop_token_ids": tuple(body.stop_token_ids or ()),

@@ -7,7 +7,7 @@ this server does not have are declared too, so that using one is refused by name
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -116,7 +116,7 @@ class FileBody(msgspec.Struct, kw_only=True):
 
     path: Name | None = None
     filename: Name | None = None
-    text: str = ""
+    text: str
 
 
 class AroundHole(Generation, kw_only=True):
@@ -133,10 +133,22 @@ class AroundHole(Generation, kw_only=True):
     min_confidence: Annotated[float, Meta(ge=-1000, le=0)] | None = None
 
 
+class OllamaOptions(msgspec.Struct, kw_only=True):
+    """What Ollama's clients say beside a prompt; num_predict below 0 is no limit."""
+
+    num_predict: Annotated[int, Meta(ge=-2, le=2**31 - 1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+
+
 class CompletionBody(AroundHole, kw_only=True):
     """POST /v1/completions."""
 
     prompt: str | list[str | TokenId | list[TokenId]] | None = None
+    options: OllamaOptions | None = None
     suffix: str | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
@@ -191,7 +203,7 @@ class ChatBody(Generation, kw_only=True):
     reasoning_effort: Name | None = None
     include_reasoning: bool | None = None
     separate_reasoning: bool | None = None
-    reasoning_format: Name | None = None
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = None  # as llama.cpp names them
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
@@ -248,16 +260,22 @@ BODIES = (
 )
 
 
+def _choices(kind: type[msgspec.Struct], name: str | None) -> str:
+    """The texts that a field of a body may be, where its type lists them."""
+    kinds = get_args(get_type_hints(kind)[name or ""])
+    return " or ".join(str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))
+
+
 def decode_body(body: bytes, kind: type[Body]) -> Body:
     """The struct of a JSON body. Raises InputError naming the parameter."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
-        if message.startswith("Invalid enum value"):  # quotes it
-            message = "this is none of the values that it may have"
         missing = re.search(r"missing required field `(\w+)`", message)
         param = re.split(r"[.\[]", path.strip("`."))[0] or (missing and missing[1]) or None
+        if message.startswith("Invalid enum value"):  # quotes it
+            message = f"it must be {_choices(kind, param)}"
         place = f"{path.strip('`.')}: " if path else ""
         raise InputError(f"{place}{message[:1].lower()}{message[1:]}", param=param) from None
     except msgspec.DecodeError as error:

@@ -43,7 +43,7 @@ def _template_tool(at: int, tool: Any) -> dict[str, Any]:
         raise InputError(f"{place} must be an object", param="tools")
     kind = tool.get("type", "function")
     if kind != "function":
-        raise NotSupportedError(f"{place}: only type function is supported, not {str(kind)[:64]!r}", param="tools")
+        raise NotSupportedError(f"{place}: only type function is supported", param="tools")
     function = tool.get("function")
     if not isinstance(function, dict):
         raise InputError(f"{place}: give the function as {{'function': {{'name': …}}}}", param="tools")
@@ -121,9 +121,8 @@ def _name(given: Any) -> str:
 def _check_known(names: Sequence[str], known: Sequence[str]) -> None:
     if lost := next((name for name in names if name not in known), None):
         given = ", ".join(known[:8]) or "none"
-        raise InputError(
-            f"tool_choice names {lost[:MAX_NAME]!r}, which is not among the tools: {given}", param="tool_choice"
-        )
+        shown = repr(lost) if NAME.fullmatch(lost) else "what is no name"  # errors quote names, and nothing else
+        raise InputError(f"tool_choice names {shown}, which is not among the tools: {given}", param="tool_choice")
 
 
 # ---- pieces → JSON

@@ -14,7 +14,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 import tabstop
 from tabstop.bench.exits import EXIT_INTERRUPTED, fails_in_one_line
@@ -171,7 +171,7 @@ def _show_comparison(result: Comparison, names: tuple[str, str], num_shown: int,
     if result.num_left_out:
         console.print(f"{result.num_left_out} tasks left out: not answered in both", highlight=False)
     if result.differences[:num_shown]:
-        table = Table("task", *names, show_lines=True)
+        table = Table(Column("task", overflow="fold"), *names, show_lines=True)
         for difference in result.differences[:num_shown]:
             table.add_row(*(escape(cell) for cell in _row(difference)))
         console.print(table, highlight=False)

@@ -19,6 +19,8 @@ from tabstop.text.reasoning import AUTO, LINE_ENDS, Reasoning, find_reasoning
 from tabstop.text.sandbox import RenderLimits, Sandbox
 from tabstop.text.sandbox_bounds import TemplateLimitError
 from tabstop.text.tokenizer import Tokenizer
+from tabstop.tools import ToolFormat
+from tabstop.tools.description import described
 from tabstop.tools.replay import CallShape, find_shape
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -75,6 +77,8 @@ class ChatTemplate:
         self.source = source
         self._knows_developer = "developer" in source
         self._sandbox, self.limits = Sandbox(), limits
+        self.described_by: ToolFormat | None = None
+        """In whose words a system message describes tools, where the template itself tells nothing of them."""
         self.for_tools: ChatTemplate | None = None
         """Another template, for conversations with tools."""
         try:
@@ -82,6 +86,11 @@ class ChatTemplate:
         except TEMPLATE_ERRORS as error:
             reason = str(error) if isinstance(error, (jinja2.TemplateError, SyntaxError)) else type(error).__name__
             raise UnsupportedModelError(f"the checkpoint's chat template does not compile: {reason}") from None
+
+    @property
+    def source_for_tools(self) -> str:
+        """Of the template that a conversation with tools is rendered by."""
+        return (self.for_tools or self).source
 
     def render(self, conversation: Conversation) -> str:
         """The prompt text. Raises InputError when the template refuses the messages."""
@@ -134,6 +143,8 @@ class ChatTemplate:
     def _shaped(self, conversation: Conversation) -> list[Message]:
         """The messages, with calls of earlier turns as this template wants them."""
         messages = conversation.messages
+        if conversation.tools and self.described_by is not None:
+            return described(messages, conversation.tools, self.described_by)
         if not any(message.get("tool_calls") for message in messages):
             return list(messages)
         return [self._call_shape.shaped(message) for message in messages]

@@ -20,6 +20,11 @@ ANY_OBJECT: dict[str, Any] = {"type": "object"}
 MAX_COUNTED = 1000
 """Characters of a bare text that a grammar counts; longer ones may be of any length."""
 
+ANNOTATIONS = ("title", "description", "examples", "default", "$comment")
+VALUES = ("const", "enum")
+NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""Keywords that allow and forbid nothing; that hold values; that hold schemas by names, which are no keywords."""
+
 DEFINITIONS = ("$defs", "definitions")
 
 
@@ -33,15 +38,37 @@ def calls_constraint(
     grammar = _Grammar(form, control)
     one = " | ".join(grammar.call(at, function) for at, function in enumerate(use.functions))
     syntax = form.syntax
-    more = f"({grammar.text(syntax.separator)} one)*" if use.is_parallel else ""
+    more = f"({grammar.text(syntax.separator)} one)*" if use.is_parallel and syntax.separator is not None else ""
     rules = [f"calls: {grammar.text(syntax.opening)} one {more} {grammar.text(syntax.closing)}", f"one: {one}"]
     start = "start: calls"
     if content is not None:
         start += " | @content"
         grammar.schemas["content"] = (_schema_of(content), True)
-    schemas = {name: {"schema": schema, "strict": strict} for name, (schema, strict) in grammar.schemas.items()}
     lark = "\n".join([start, *rules, *grammar.rules])
-    return ConstraintSpec("tool_calls", json.dumps({"grammar": lark, "schemas": schemas}))
+    try:
+        schemas = {
+            name: {"schema": _bare(schema), "strict": strict} for name, (schema, strict) in grammar.schemas.items()
+        }
+        return ConstraintSpec("tool_calls", json.dumps({"grammar": lark, "schemas": schemas}))
+    except RecursionError:
+        raise InputError("the tools' parameters are nested too deeply", param="tools") from None
+
+
+def _bare(node: Any) -> Any:
+    """A schema without what only readers need: most of the length of an agent's tools."""
+    if isinstance(node, list):
+        return [_bare(entry) for entry in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: {name: _bare(inner) for name, inner in value.items()}
+        if key in NAMED_SCHEMAS and isinstance(value, dict)
+        else value
+        if key in VALUES
+        else _bare(value)
+        for key, value in node.items()
+        if key not in ANNOTATIONS
+    }
 
 
 def _schema_of(content: ConstraintSpec) -> Any:

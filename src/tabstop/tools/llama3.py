@@ -1,9 +1,12 @@
 """Llama 3.1 to 3.3: the whole answer is a JSON object {"name": …, "parameters": {…}}, or several between semicolons.
 
-<|python_tag|> may stand before it. Any other answer, JSON or not, is content.
+<|python_tag|> may stand before it. Any other answer, JSON or not, is content. Some templates refuse several calls in
+one message; with them there is one.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 from tabstop.tools import NAME, CallSyntax, Steps, ToolFormat
 from tabstop.tools.json_calls import read_object
@@ -12,11 +15,15 @@ from tabstop.tools.reader import CallReader
 TAG = "<|python_tag|>"
 
 
+SYNTAX = CallSyntax(f'{{"name": "{NAME}", "parameters": ', "}", separator="; ")
+
+
+@dataclass(frozen=True, slots=True)
 class Llama3:
     """A ToolFormat."""
 
-    markers = (TAG,)
-    syntax = CallSyntax(f'{{"name": "{NAME}", "parameters": ', "}", separator="; ")
+    syntax: CallSyntax
+    markers: tuple[str, ...] = (TAG,)
 
     def read(self, calls: CallReader) -> Steps[None]:
         if not (yield from calls.begins_with("{")):
@@ -33,4 +40,4 @@ def find(template: str) -> ToolFormat | None:
 
 
 def make(template: str) -> ToolFormat:
-    return Llama3()
+    return Llama3(replace(SYNTAX, separator=None) if "single tool-calls" in template else SYNTAX)

@@ -125,19 +125,24 @@ class Source:
 
         While no marker is certain, what may be the start of one is not taken.
         """
-        certain = len(self._text) - self._num_held(markers)
-        places = [
+        num_held = 0 if self._is_ended else _num_held(self._text[self._at :], markers)
+        certain = len(self._text) - num_held
+        found = (
             (place, -len(marker), marker) for marker in markers if (place := self._text.find(marker, self._at)) >= 0
-        ]
-        place, _, marker = min(places, default=(certain, 0, ""))
-        if place > certain or (place == certain and self._num_held(markers)):
+        )
+        place, _, marker = min(found, default=(certain, 0, ""))
+        if place > certain or (place == certain and num_held):
             place, marker = certain, ""
         return self.take(place - self._at), marker
 
-    def _num_held(self, markers: Sequence[str]) -> int:
-        """How many of the last characters may be the start of a marker that is not there yet."""
-        if self._is_ended:
-            return 0
-        left = self._text[max(self._at, len(self._text) - max(map(len, markers))) :]
-        starts = (left[at:] for at in range(len(left)))
-        return next((len(s) for s in starts if any(m != s and m.startswith(s) for m in markers)), 0)
+
+def _num_held(text: str, markers: Sequence[str]) -> int:
+    """How many of the last characters may be the start of a marker that is not there yet."""
+    tail = text[-max(map(len, markers)) :]
+    opening = {marker[0] for marker in markers}
+    for at, character in enumerate(tail):
+        if character in opening:
+            start = tail[at:]
+            if any(marker != start and marker.startswith(start) for marker in markers):
+                return len(start)
+    return 0
