@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tabstop.call import Call, Confidence, Summary, TextDelta, Usage
+from tabstop.call import Call, Confidence, Summary, TextDelta, Usage, up_to_end
 from tabstop.engine.client import EngineClient
 from tabstop.errors import DeadlineError, InputError, InternalError, TabstopError, UnavailableError, from_code
 from tabstop.grammar.specs import Thinking
@@ -101,11 +101,8 @@ class _Sample:
 
     def read(self, delta: Delta, index: int) -> TextDelta:
         """The text of an engine delta, cut where the answer ends, as it goes out."""
-        pieces = single_tokens(delta) if self.parts.may_end else iter((delta,))
-        text = self._read(next(pieces), index)
-        while text.finish is None and (piece := next(pieces, None)) is not None:
-            text.append(self._read(piece, index))
-        return text
+        pieces = single_tokens(delta) if self.parts.may_end else (delta,)
+        return up_to_end(self._read(piece, index) for piece in pieces)
 
     def _read(self, delta: Delta, index: int) -> TextDelta:
         delta, num_skipped = self._limited(delta)
