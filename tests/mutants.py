@@ -66,8 +66,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "functions that nobody offered",
         "src/tabstop/tools/reader.py",
-        "            return self._expected[name]\n",
-        "            return self._expected.get(name, OBJECT)\n",
+        "        if name not in self._functions:\n            raise Malformed\n",
+        "        if name not in self._functions:\n            return OBJECT\n",
         (f"{TOOLS}/test_formats.py::test_what_is_no_call_is_content",),
     ),
     Mutant(

@@ -211,9 +211,10 @@ def test_answers_follow_every_kind_of_grammar(client, name):
     ],
 )
 def test_a_grammar_that_cannot_be_followed_is_a_400(client, stream, extra, message):
-    """Before a stream begins."""
-    with pytest.raises(openai.BadRequestError, match=message):
+    """Before a stream begins, naming the parameter."""
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
         client.completions.create(prompt="x", stream=stream, extra_body=extra, model="tiny-coder")
+    assert caught.value.param == next(iter(extra))
 
 
 def test_hostile_grammars_hold_nobody_up(client, server):

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from tabstop.call import Call, Confidence, Summary, TextDelta, Usage
 from tabstop.engine.client import EngineClient
-from tabstop.errors import DeadlineError, InternalError, TabstopError, UnavailableError, from_code
+from tabstop.errors import DeadlineError, InputError, InternalError, TabstopError, UnavailableError, from_code
 from tabstop.grammar.specs import Thinking
 from tabstop.text.detokenizer import Detokenizer, StopStrings
 from tabstop.text.fim import FillReport
@@ -316,7 +316,10 @@ class Answer:
         if sample is None:  # ended by a stop string, of which the engine had not heard yet
             return
         if delta.failure is not None:
-            return self.fail(from_code(delta.failure.code, delta.failure.message))
+            error = from_code(delta.failure.code, delta.failure.message)
+            if type(error) is InputError:  # an engine knows constraints, not who asked for them
+                error.param = self.call.constraint_param
+            return self.fail(error)
         if delta.finish in (FinishReason.ABORT, FinishReason.ERROR):
             return self.fail(UnavailableError("the engine ended the request; try again", retry_after=1))
         self.usage.num_cached_tokens += delta.num_cached_tokens - request.num_cached_tokens

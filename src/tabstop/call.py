@@ -76,6 +76,7 @@ class Call:
     keep_stop_string: bool = False  # leave it, or a stop token, at the end of the text
     show_control: bool = False  # control tokens, by their names
     constraints: tuple[ConstraintSpec, ...] = ()  # what the text may be (grammar/specs.py)
+    constraint_param: str | None = None  # the parameter that asked for it
     tools: ToolUse | None = None  # the answer may call them; what the model is told of them is the conversation's
     truncate_prompt: int | None = None  # to so many last tokens; 0: to what fits
     echo: bool = False  # the prompt's text comes first

@@ -66,6 +66,8 @@ def test_llama_vim_warms_the_cache(qwen: Editor) -> None:
     num_before = qwen.running.engine.num_generated
     assert qwen.post("/infill", **warm_up | {"response_fields": [""]}) == {}
     assert qwen.running.engine.num_generated == num_before
+    timings = qwen.post("/infill", **warm_up | {"response_fields": ["timings"]})["timings"]
+    assert timings["prompt_ms"] > 0 and timings["predicted_ms"] == 0, "it is nothing but its prompt"
     qwen.say("x")
     answer = qwen.post("/infill", **{name: value for name, value in VIM.items() if name != "response_fields"})
     assert answer["timings"]["cache_n"] > 0 and answer["stop"] is True and answer["stop_type"] == "eos"
@@ -292,18 +294,20 @@ def test_fills_are_counted(qwen: Editor) -> None:
     qwen.say("x")
     url = qwen.running.url
     agent = {"user-agent": "llm-ls/0.5.3; rust/unknown; ide/neovim"}
+    ours = 'tabstop_fill_requests_total{client="llm-ls",family="qwen",model="m"}'
+    before = count(httpx.get(url + "/metrics").text, ours)
     httpx.post(url + "/v1/completions", json={"prompt": "retu", "suffix": "b", "token_healing": True}, headers=agent)
     page = httpx.get(url + "/metrics").text
-    assert 'tabstop_fill_requests_total{client="llm-ls",family="qwen",model="m"} 1.0' in page
+    assert count(page, ours) - before == 1
     for name in ("fill_recomputed_tokens", "healed_tokens"):
         assert f'tabstop_{name}_total{{model="m"}} 0.0' not in page and f"tabstop_{name}_total" in page
-    before = count(page, "tabstop_fill_transcoded_total"), count(page, "tabstop_fill_overlaps_total")
+    first = count(page, "tabstop_fill_transcoded_total"), count(page, "tabstop_fill_overlaps_total")
     qwen.post(prompt="<fim_prefix>a<fim_suffix>b<fim_middle>", max_tokens=3)
     qwen.say("a\nprint(1) # one\n")
     qwen.post(prompt="x ", suffix="print(1) # one\n", max_tokens=30, n=2)
     page = httpx.get(url + "/metrics").text
     after = count(page, "tabstop_fill_transcoded_total"), count(page, "tabstop_fill_overlaps_total")
-    assert (after[0] - before[0], after[1] - before[1]) == (1, 2)
+    assert (after[0] - first[0], after[1] - first[1]) == (1, 2)
     assert client_of("Mozilla/5.0 what ever") == "other" and client_of("OpenAI/Python 1.2") == "openai"
 
 
@@ -346,3 +350,10 @@ def test_equal_candidates_are_one(qwen: Editor) -> None:
         qwen.running.url + "/v1/completions", json={"prompt": "x", "distinct": True, "stream": True, "n": 2}
     )
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "distinct"
+
+
+def test_every_sample_is_answered(qwen: Editor) -> None:
+    """llama.cpp's array comes for OpenAI's name of the number, too."""
+    qwen.say("a", " a", "b")
+    for path, hole in (("/infill", {"input_prefix": "x", "input_suffix": "y"}), ("/completion", {"prompt": "x"})):
+        assert [one["content"] for one in qwen.post(path, **hole, n=3, seed=1)] == ["a", " a", "b"]

@@ -11,7 +11,7 @@ import pytest
 from tests.reliability import disk, fuzz, kills, loris, soak, stops, storms
 from tests.reliability.server import Server, serving, write_model
 
-NUM_FUZZED = 120
+NUM_FUZZED = 80
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from tabstop.engine.build import build_core
 from tabstop.engine.inproc import InprocClient
 from tabstop.grammar import NO_IDS, Vocabulary
 from tabstop.grammar.healing import compile_healing
+from tabstop.grammar.specs import json_schema_constraint
 from tabstop.service import Service, make_service
 from tabstop.text import TextOptions
 from tabstop.text.fim import Hole
@@ -203,3 +204,24 @@ def test_the_engines_tokens_begin_with_what_was_removed(service: Service) -> Non
     assert (
         spelled[len(b"    retu".removeprefix(b"    ")) :].decode("utf-8", "replace").startswith(found.rstrip("\ufffd"))
     )
+
+
+def test_a_schema_begins_at_the_cursor(service: Service) -> None:
+    """In both orders and in each sample: the healed bytes come first and are not in the text, which is all JSON."""
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 22]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    fill = service.models[0].text.fill
+    assert fill.family is not None
+    holes = tuple(Hole("    retu", "\n", order=order) for order in fill.family.orders)
+    fields: dict[str, Any] = {"max_tokens": 160, "seed": 3, "constraints": (json_schema_constraint(schema),)}
+    found, answer = asyncio.run(texts(service, Call(prompts=holes, num_samples=3, **fields)))
+    assert all(json.loads(text)["n"] in (1, 22) for text in found), found
+    assert answer.summary.num_healed_tokens >= len(holes)
+    healed_bytes = [bytes.fromhex(submit.constraints[0].value) for submit in answer.submits]
+    assert all(removed.endswith(b"retu") for removed in healed_bytes)
+    for hole, together in zip(holes, found[::3], strict=True):
+        assert asyncio.run(texts(service, Call(prompts=(hole,), **fields)))[0] == [together]

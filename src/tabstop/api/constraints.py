@@ -25,8 +25,14 @@ PLAIN = {
 NOTHING: tuple[Any, ...] = (None, "", [], False)
 
 
-def constraints_of(body: Constrained) -> tuple[ConstraintSpec, ...]:
-    """At most one. Raises InputError or NotSupportedError, naming the parameter."""
+def constraint_fields(body: Constrained) -> dict[str, Any]:
+    """Fields of Call. Raises InputError or NotSupportedError, naming the parameter."""
+    found = _constraints(body)
+    return {"constraints": tuple(found.values()), "constraint_param": next(iter(found), None)}
+
+
+def _constraints(body: Constrained) -> dict[str, ConstraintSpec]:
+    """At most one, by the parameter that asks for it."""
     found = {
         name: constraint_of(form, value, name)
         for name, form in PLAIN.items()
@@ -39,7 +45,7 @@ def constraints_of(body: Constrained) -> tuple[ConstraintSpec, ...]:
     if len(found) > 1:
         first, second, *_ = found
         raise InputError(f"`{first}` and `{second}`: only one of them can be followed", param=second)
-    return tuple(found.values())
+    return found
 
 
 def _response_format(given: Any) -> ConstraintSpec | None:

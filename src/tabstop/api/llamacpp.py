@@ -74,7 +74,7 @@ def _penalties(body: LlamaBody) -> dict[str, Any]:
 
 
 class LlamaFormat:
-    """One object, an array where several completions were asked for (n_cmpl), or a stream without [DONE]."""
+    """One object, an array where several completions were asked for (n_cmpl or n), or a stream without [DONE]."""
 
     media_type = "text/event-stream"
 
@@ -105,7 +105,7 @@ class LlamaFormat:
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
         objects = [_selected(self._object(choice, usage), self._body.response_fields) for choice in choices]
-        return msgspec.json.encode(objects if (self._body.n_cmpl or 1) > 1 else objects[0])
+        return msgspec.json.encode(objects if (self._body.n_cmpl or self._body.n or 1) > 1 else objects[0])
 
     def _object(self, choice: TextDelta, usage: Usage) -> dict[str, Any]:
         is_word = choice.finish is FinishReason.STOP and isinstance(choice.stop_reason, str)
@@ -144,8 +144,8 @@ def _probabilities(delta: TextDelta) -> dict[str, Any]:
 def timings(usage: Usage) -> dict[str, float]:
     """llama.cpp's counts and times; prompt_n is what was computed, cache_n what was found."""
     prompt_n, predicted_n = usage.num_prompt_tokens - usage.num_cached_tokens, usage.num_completion_tokens
-    prompt_ms = usage.prompt_seconds * 1000
-    predicted_ms = max(0.0, usage.seconds - usage.prompt_seconds) * 1000
+    prompt_seconds = usage.prompt_seconds if predicted_n else usage.seconds  # a warm-up is nothing but its prompt
+    prompt_ms, predicted_ms = prompt_seconds * 1000, max(0.0, usage.seconds - prompt_seconds) * 1000
     return {
         "cache_n": usage.num_cached_tokens,
         "prompt_n": prompt_n,

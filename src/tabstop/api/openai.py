@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tabstop.api.constraints import constraints_of
+from tabstop.api.constraints import constraint_fields
 from tabstop.api.errors import error_object
 from tabstop.api.holes import confidence_object, fill_object, hole_fields, surroundings
 from tabstop.api.logprobs import (
@@ -115,6 +115,7 @@ def chat_call(body: ChatBody, caller: Caller) -> Call:
     fields = shared(body, caller)
     fields |= {"num_logprobs": chat_num_logprobs(body), "num_prompt_logprobs": num_prompt_logprobs(body)}
     fields |= {"tools": tool_use(body, fields["constraints"]), "reasoning": _reasoning(body)}
+    fields["constraint_param"] = fields["constraint_param"] or ("tools" if fields["tools"] else None)
     return Call(prompts=(conversation(body),), max_tokens=max_tokens, **fields)
 
 
@@ -161,7 +162,7 @@ def shared(body: Generation, caller: Caller) -> dict[str, Any]:
         "spend_tokens": caller.spend_tokens,
         "client": caller.headers.get("user-agent", ""),
         **sampling_fields(body),
-        "constraints": constraints_of(body),
+        **constraint_fields(body),
         "min_tokens": body.min_tokens or 0,
         "stop_strings": (body.stop,) if isinstance(body.stop, str) else tuple(dict.fromkeys(body.stop or ())),
         "stop_token_ids": tuple(body.stop_token_ids or ()),

@@ -1,6 +1,15 @@
-"""Strings ↔ ids: tokenizer, detokenizer with stop strings, chat template, and what a checkpoint says of generating.
+"""Strings ↔ ids: tokenizer, detokenizer, chat templates, holes in files, reasoning, and a checkpoint's defaults.
 
 The folder's contract is ModelText: everything textual of one model, loaded once a process. It imports no torch.
+
+- ids: tokenizer.py, from the files that folder_vocabulary.py, gguf_vocabulary.py, sentencepiece.py, tekken.py,
+  tiktoken.py and byte_level.py read; detokenizer.py back
+- chats: messages.py (as clients write them) → chat.py (the template, in sandbox.py; marks.py guards its texts);
+  reasoning.py tells thoughts from answers
+- holes: fim.py lays one out; a new family is an entry of fim_families.py, what its repository looks like one of
+  fim_frames.py, and what tells its vocabulary from others is in fim_detection.py; fim_budget.py cuts, fim_transcode.py
+  reads foreign markers, healing.py takes the cursor back to a border
+- answers: shaping.py (line ends, indents, time), reporting.py (log-probabilities)
 """
 
 from __future__ import annotations

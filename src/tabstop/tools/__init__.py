@@ -2,7 +2,8 @@
 
 The folder's contract. A ToolFormat reads calls out of a text as it grows (reader.py has what they share) and says how
 they are spelled, so that a grammar can ask for them (constraint.py). replay.py shows calls of earlier turns to a
-template. A new format is one file and one line in FORMATS. Knows texts only: no tokens, no HTTP.
+template; description.py tells of tools where the template knows none. A new format is one file and one line in
+FORMATS. Knows texts only: no tokens, no HTTP.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ class CallReader:
         """Something came that is neither a call nor blank."""
         self._format = form
         self._is_parallel = use.is_parallel and form.syntax.separator is not None
-        self._expected = {function.name: expected_of(function.parameters) for function in use.functions}
+        self._functions = {function.name: function for function in use.functions}
+        self._expected: dict[str, Expected] = {}  # of those that were called
         self._content: list[str] = []
         self._blanks = ""  # the last ones of the content, held until it is known what follows
         self._pieces: list[CallPiece] = []
@@ -141,10 +142,11 @@ class CallReader:
 
     def expected(self, name: str) -> Expected:
         """Of a function's arguments. Raises Malformed for one that was not offered."""
-        try:
-            return self._expected[name]
-        except KeyError:
-            raise Malformed from None
+        if name not in self._functions:
+            raise Malformed
+        if name not in self._expected:
+            self._expected[name] = expected_of(self._functions[name].parameters)
+        return self._expected[name]
 
     def begin(self, name: str) -> None:
         """A call of a function that was offered; its arguments follow."""
