@@ -46,10 +46,15 @@ async def blow(port: int, times: int, storm: Storm, seed: int) -> Tally:
 
 def cancel_streams(server: Server, times: int, seed: int = 0) -> Tally:
     """A storm, and afterwards an idle server that still serves."""
+    aborts = server.total("tabstop_aborts_total")
     tally = asyncio.run(blow(server.port, times, cancelled, seed))
     tally.assert_each_ended_once()
     assert len(tally.ends) == times and not tally.kinds["refused"], tally.kinds
     server.assert_idle()
+    num_aborted = server.total("tabstop_aborts_total") - aborts
+    assert num_aborted > tally.kinds["left"] / 2, (
+        f"only {num_aborted} aborts: what clients left was computed to its end"
+    )
     assert server.status() == 200
     return tally
 

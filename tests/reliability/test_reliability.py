@@ -82,3 +82,4 @@ def test_without_room_for_logs_it_serves_and_ends_as_ever(model: Path, kind: str
 def test_told_to_stop_under_load_every_request_ends_once(model: Path, seed: int) -> None:
     tally, _ = stops.stop(model, seed)
     assert tally.kinds["finished"], tally.kinds
+    assert any(end.kind == "error" and end.status == 200 for end in tally.ends), "no stream was open at the end"
