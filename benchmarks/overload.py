@@ -188,6 +188,7 @@ def main() -> None:
     options = parser.parse_args()
     command = [sys.executable, "-m", "tabstop", "serve", options.model, "--port", "0", *shlex.split(options.serve)]
     command += ["--max-num-seqs", str(NUM_SLOTS), "--max-num-waiting", str(NUM_WAITING), "--max-model-len", "1024"]
+    command += ["--log-level", "warning"]  # nobody reads the log: a full pipe would stop the server
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "160"}) as server:
         try:
             asyncio.run(measure(url_of(server), server.pid, options))

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tabstop.call import Call, Confidence, Summary, TextDelta, Usage
+from tabstop.call import Call, Confidence, Summary, TextDelta, Usage, up_to_end
 from tabstop.engine.client import EngineClient
 from tabstop.errors import DeadlineError, InputError, InternalError, TabstopError, UnavailableError, from_code
 from tabstop.grammar.specs import Thinking
@@ -24,7 +24,7 @@ from tabstop.text.shaping import Shape, Shaper
 from tabstop.text.tokenizer import Tokenizer
 from tabstop.thoughts import Parts
 from tabstop.tools import ToolFormat
-from tabstop.types import ConstraintSpec, Delta, FinishReason, Submit, TokenLogprobs
+from tabstop.types import ConstraintSpec, Delta, FinishReason, Submit, TokenLogprobs, single_tokens
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,11 @@ class _Sample:
     has_prompt: bool = False  # its prompt's log-probabilities went out
 
     def read(self, delta: Delta, index: int) -> TextDelta:
-        """The text of an engine delta, cut at the first stop string, as it goes out."""
+        """The text of an engine delta, cut where the answer ends, as it goes out."""
+        pieces = single_tokens(delta) if self.parts.may_end else (delta,)
+        return up_to_end(self._read(piece, index) for piece in pieces)
+
+    def _read(self, delta: Delta, index: int) -> TextDelta:
         delta, num_skipped = self._limited(delta)
         text = self._cut(delta, index)
         text.text = self.shaper.feed(text.text)

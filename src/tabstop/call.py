@@ -5,7 +5,7 @@ Filled by a dialect (api/<dialect>.py), read by the service. Nothing here is HTT
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -159,6 +159,15 @@ class TextDelta:
         self.has_calls = later.has_calls
         self.finish, self.stop_reason, self.fill = later.finish, later.stop_reason, later.fill
         self.confidence = later.confidence
+
+
+def up_to_end(deltas: Iterable[TextDelta]) -> TextDelta:
+    """One of several of a choice, at least one, up to the first that ends it; no more are asked for."""
+    rest = iter(deltas)
+    whole = next(rest)
+    while whole.finish is None and (later := next(rest, None)) is not None:
+        whole.append(later)
+    return whole
 
 
 def best_choices(choices: Sequence[TextDelta], call: Call) -> list[TextDelta]:

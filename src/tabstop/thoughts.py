@@ -24,6 +24,10 @@ class Parts:
         self.control_bytes: Mapping[int, bytes] = shown_control(tokenizer, call.show_control, thinking)
         """What control tokens add to the text."""
         self._thoughts = self._calls = None
+        self.may_end = call.min_indent > 0 or (
+            form is not None and call.tools is not None and not call.tools.is_parallel
+        )
+        """What is read, not what the engine says, may end the answer: tokens behind that end shall not count."""
         if apart is not None:
             self._thoughts = Thoughts(apart, tokenizer, usage, is_hidden=call.reasoning == "hidden")
         if form is not None and call.tools is not None:
@@ -40,14 +44,14 @@ class Parts:
 
 def _read_calls(calls: CallReader, delta: TextDelta) -> None:
     delta.text, delta.calls = calls.feed(delta.text)
-    if calls.is_done and delta.finish is None:
-        delta.finish = FinishReason.STOP
+    if calls.is_done:
+        delta.finish, delta.stop_reason = FinishReason.STOP, None
     if delta.finish is not None:
         is_cut = delta.finish is not FinishReason.STOP or delta.stop_reason is not None
         rest, pieces = calls.finish(is_cut=is_cut)
         delta.text += rest
         delta.calls += pieces
-        delta.has_calls = calls.num_calls > 0
+        delta.has_calls = calls.num_calls > 0 and not calls.was_cut
 
 
 class Thoughts:

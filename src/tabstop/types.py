@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -159,6 +159,20 @@ class Delta(msgspec.Struct, tag=False, omit_defaults=True):
     prompt_logprobs: list[TokenLogprobs] = []
     """Of the prompt's next tokens, from its second on; of the first nothing is known. In a request's Deltas each comes
     once, in order, before any sample's first token, with whichever sample computed it."""
+
+
+def single_tokens(delta: Delta) -> Iterator[Delta]:
+    """The delta as one for each of its tokens, the end beside the last; one without tokens as it is."""
+    last = len(delta.token_ids) - 1
+    if last < 1:
+        yield delta
+        return
+    begun = msgspec.structs.replace(delta, finish=None, stop_token_id=None, prompt_logprobs=[])
+    for at in range(last + 1):
+        shown = delta if at == last else begun
+        yield msgspec.structs.replace(
+            shown, token_ids=delta.token_ids[at : at + 1], logprobs=delta.logprobs[at : at + 1]
+        )
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):

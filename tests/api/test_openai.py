@@ -280,3 +280,10 @@ def test_golden_whole_answers() -> None:
         + USAGE_JSON
         + b"}"
     )
+
+
+def test_distinct_is_about_one_prompt() -> None:
+    """Of several, choices that are alike vanished, and no index told whose."""
+    assert completion(prompt=["a"], suffix="b", distinct=True).distinct
+    with pytest.raises(InputError, match="distinct needs one prompt"):
+        completion(prompt=["a", "a"], suffix="b", distinct=True)

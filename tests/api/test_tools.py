@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import jsonschema
+import msgspec
 import openai
 import pytest
 
@@ -27,7 +28,7 @@ from tabstop.text.chat import Conversation
 from tabstop.text.tokenizer import load_tokenizer
 from tabstop.tools import FORMATS, Function, ToolUse
 from tabstop.tools.hermes import Hermes
-from tabstop.types import unpack_ids
+from tabstop.types import Delta, Submit, unpack_ids
 from tests import tiny
 from tests.api.serving import EOS, Running, serving
 from tests.tools.models import tool_model
@@ -289,6 +290,42 @@ def test_one_call_where_parallel_ones_are_not_wanted(checkpoint: Checkpoint) -> 
         assert list(choices[0]["calls"]) == [0] and choices[0]["finish"] == "tool_calls"
 
 
+def test_a_stop_string_in_a_call_makes_no_whole_call_of_it(checkpoint: Checkpoint) -> None:
+    """Clients that see tool_calls parse the arguments."""
+    with saying(checkpoint, TWO) as running:
+        (choice,) = post(running, tools=[WEATHER, NOW], stop=["days"])["choices"]
+        assert [call["function"]["arguments"] for call in choice["message"]["tool_calls"]] == ['{"city": "Rome", ']
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "days")
+        (choice,) = post(running, tools=[WEATHER, NOW], stop=["\n</tool"])["choices"]
+        assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", "Let me see.")
+
+
+class Together(FakeEngine):
+    """Says all tokens of a sample in one delta, as a busy front end finds them."""
+
+    def submit(self, submit: Submit) -> Any:
+        return self._joined(super().submit(submit))
+
+    async def _joined(self, stream: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
+        deltas = [delta async for delta in stream]
+        ids = [token_id for delta in deltas for token_id in delta.token_ids]
+        logprobs = [entry for delta in deltas for entry in delta.logprobs]
+        yield msgspec.structs.replace(deltas[-1], token_ids=ids, logprobs=logprobs)
+
+
+@pytest.mark.parametrize("kind", [FakeEngine, Together])
+def test_what_follows_the_only_call_is_not_counted(checkpoint: Checkpoint, kind: type[FakeEngine]) -> None:
+    ids = load_tokenizer(checkpoint).encode(HERMES + "\nand more" * 9)
+    with serving(checkpoint, kind(script=scripted(ids), stop_sets={"eos": frozenset([EOS])})) as running:
+        answer = post(running, tools=[WEATHER], parallel_tool_calls=False, max_tokens=len(ids), logprobs=True)
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["arguments"] == ARGUMENTS
+    num_counted = len(load_tokenizer(checkpoint).encode(HERMES[: HERMES.index("}}") + 2]))
+    assert answer["usage"]["completion_tokens"] == len(choice["logprobs"]["content"]) == num_counted
+
+
 def test_a_whole_round_with_a_real_client(checkpoint: Checkpoint) -> None:
     """The call, its result, and the model's next prompt, which has both."""
     with saying(checkpoint, HERMES) as running, client_of_url(running) as client:
@@ -404,6 +441,11 @@ def named(name: Any) -> dict[str, Any]:
         ({"tools": [NOW, NOW]}, "tools", "two tools are called 'now'"),
         ({"tools": [named(f"f{n}") for n in range(129)]}, "tools", "at most 128"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools", "JSON schema"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+            "tools",
+            "type object",
+        ),
         ({"tools": [{"type": "function", "function": {"name": "f", "description": 3}}]}, "tools", "description"),
         ({"tools": [{"type": "function", "function": {"name": "f", "strict": "yes"}}]}, "tools", "strict"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools", "only type function"),

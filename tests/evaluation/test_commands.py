@@ -17,8 +17,9 @@ import msgspec
 import pytest
 
 from tabstop.engine.fake import FakeEngine
+from tabstop.errors import InputError
 from tabstop.evaluation import Report, Task
-from tabstop.evaluation.ask import Question, ask, check_question, open_session
+from tabstop.evaluation.ask import Question, ask, check_question, first_model, open_session
 from tabstop.evaluation.tasks import DATA, SETS, load_tasks
 from tabstop.text.defaults import stop_sets
 from tabstop.text.tokenizer import load_tokenizer
@@ -184,6 +185,9 @@ def body(content: Any) -> bytes:
         (status("200 OK", body=b"<html>"), "the answer is no completion"),
         (status("500 No"), "status 500"),
         (status("400 No", body=b'{"error": {"message": "no\\nsuffix"}}'), "400: no suffix"),
+        (status("200 OK", body=b'{"choices":' + b"[" * 50_000), "the answer is no completion"),
+        (status("400 No", body=b'{"error": {"message": "\\u001b[31mred"}}'), "400: \ufffd[31mred"),
+        (status("400 No", body=b"[" * 50_000), "status 400"),
         (status("302 Go", "location: http://127.0.0.1:9/\r\n"), "status 302"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", "not completed"),
         (b"no HTTP\r\n\r\n", ""),
@@ -209,6 +213,42 @@ def test_endless_and_silent_servers_end() -> None:
 
     endless = asyncio.run(ask_once([b"HTTP/1.1 200 OK\r\n\r\n"], b"x" * 65536))
     assert endless == f"the answer is over {4 << 20} bytes"
+
+
+MODELS = b'{"data": [{"id": "m\\u001b[31m"}]}'
+
+
+def listed(parts: list[bytes], pause: float = 0.0) -> str:
+    """What the first model of a server is called that answers in these parts."""
+
+    async def run() -> str:
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(pause)
+            writer.close()
+
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        async with server:
+            question = Question(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout=20)
+            async with open_session(question) as session:
+                return await first_model(session, question)
+
+    return asyncio.run(run())
+
+
+def test_a_list_of_models_may_come_in_pieces() -> None:
+    answer = status("200 OK", body=MODELS)
+    edge = len(answer) - len(MODELS) // 2
+    assert listed([answer[:edge], answer[edge:]], pause=0.2) == "m\ufffd[31m", "nothing that a terminal would obey"
+
+
+@pytest.mark.parametrize("said", [b"[" * 50_000, b" " * (5 << 20), b"[]"])
+def test_a_list_of_models_may_be_none(said: bytes) -> None:
+    with pytest.raises(InputError, match=r"lists no model|over 4194304 bytes"):
+        listed([status("200 OK", body=said)])
 
 
 def test_keys_and_paths(monkeypatch: pytest.MonkeyPatch) -> None:

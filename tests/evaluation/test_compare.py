@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from math import comb
+from pathlib import Path
 
 import pytest
 
 from tabstop.errors import InputError
 from tabstop.evaluation import Report, Result
+from tabstop.evaluation.cli import read_report
 from tabstop.evaluation.compare import compare, mcnemar
 
 
@@ -48,3 +50,16 @@ def test_what_cannot_be_compared() -> None:
         compare(report("p"), report("p", name="other"))
     with pytest.raises(InputError, match="no answered task in common"):
         compare(report("p-"), report("rp"))
+    twice = report("p")
+    twice.results *= 2
+    with pytest.raises(InputError, match="a task twice"):
+        compare(twice, report("p"))
+    with pytest.raises(InputError) as error:
+        compare(report("p"), report("p", name="\x1b[31m"))
+    assert error.value.message.isprintable()
+
+
+def test_a_file_that_is_nested_deeply_is_no_file_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b'{"set": "s", "more": ' + b"[" * 50_000)
+    with pytest.raises(InputError, match="is no file of"):
+        read_report(tmp_path / "x.json")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -65,6 +67,7 @@ def _scratch() -> Path:
     """A folder of this process, in memory where there is such a place."""
     memory = Path("/dev/shm")
     folder = tempfile.mkdtemp(prefix="fuzz-", dir=memory if memory.is_dir() else None)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 
 

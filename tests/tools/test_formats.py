@@ -211,6 +211,15 @@ def test_a_call_that_is_cut_stays_as_far_as_it_came() -> None:
     assert hear(made("hermes"), [text]).content == text
 
 
+@pytest.mark.parametrize("form", ["hermes", "deepseek"])
+def test_a_marker_that_is_cut_is_no_content(form: str) -> None:
+    text = TWO[form].format("now", "{}", "get_weather", "{}")
+    end = text.index(">", text.index("{}")) if form == "hermes" else text.index("end", text.index("{}"))
+    for cut in range(text.index("{}") + 3, end):
+        heard = hear(made(form), [text[:cut]], is_cut=True)
+        assert (heard.good, heard.content) == ([("now", "{}")], ""), text[:cut]
+
+
 @pytest.mark.parametrize("form", TWO)
 def test_one_call_where_only_one_is_wanted(form: str) -> None:
     text = TWO[form].format("now", "{}", "get_weather", "{}")

@@ -57,10 +57,11 @@ def test_each_template_gets_calls_as_it_wants_them(template: str, shown: str) ->
     assert ChatTemplate(template).render(called({"a": "é"})) == shown.replace(":", ": ") if "=" in shown else shown
 
 
-@pytest.mark.parametrize("arguments", ["", "{", "[1]", '"x"', None, [1], "null", "[" * 5000])
+@pytest.mark.parametrize("arguments", ["", "{", "[1]", '"x"', None, [1], "null", "[" * 5000, '{"a": "\\ud800"}'])
 @pytest.mark.parametrize("template", [OBJECTS, NONE, TEXTS, ITEMS])
 def test_a_models_mistake_costs_no_conversation(template: str, arguments: Any) -> None:
-    assert ChatTemplate(template).render(called(arguments)).startswith("?")
+    shown = ChatTemplate(template).render(called(arguments))
+    assert shown.startswith("?") and shown.encode()
 
 
 def test_mistakes_are_shown_as_objects() -> None:

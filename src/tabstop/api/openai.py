@@ -83,6 +83,8 @@ def completion_call(body: CompletionBody, caller: Caller) -> Call:
     prompts: Sequence[Prompt] = prompts_of(body.prompt, bos)
     if body.suffix or body.files:
         prompts = [_hole(prompt, body) for prompt in prompts]
+    if body.distinct and len(prompts) > 1:
+        raise InputError("distinct needs one prompt: whose choices are left could not be told", param="distinct")
     return Call(
         prompts=tuple(prompts),
         max_tokens=body.max_tokens,

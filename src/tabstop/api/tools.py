@@ -52,12 +52,18 @@ def _template_tool(at: int, tool: Any) -> dict[str, Any]:
         raise InputError(f"{place}.function.name must have 1 to {MAX_NAME} of a-z, A-Z, 0-9, _, . and -", param="tools")
     if not isinstance(parameters, dict | None):
         raise InputError(f"{place}.function.parameters must be a JSON schema, as an object", param="tools")
+    if parameters and not _may_be_object(parameters.get("type", "object")):
+        raise InputError(f"{place}.function.parameters must be a schema of type object: arguments are", param="tools")
     if not isinstance(function.get("description"), str | None):
         raise InputError(f"{place}.function.description must be a text", param="tools")
     if not isinstance(function.get("strict"), bool | None):
         raise InputError(f"{place}.function.strict must be true or false", param="tools")
     told = {key: value for key, value in function.items() if key != "strict" and value is not None}
     return {"type": "function"} | tool | {"function": told | {"parameters": parameters or NO_PARAMETERS}}
+
+
+def _may_be_object(kind: Any) -> bool:
+    return kind == "object" or (isinstance(kind, list) and "object" in kind)
 
 
 def tool_use(body: ChatBody, constraints: Sequence[ConstraintSpec]) -> ToolUse | None:

@@ -12,6 +12,15 @@ import msgspec
 PASSED, REQUEST_FAILED = "", "request"
 
 
+MAX_SHOWN = 300
+"""Characters of what an endpoint or a file says of itself, where a person reads it."""
+
+
+def printable(said: object) -> str:
+    """What a stranger says, short, and without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(said)[:MAX_SHOWN])
+
+
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A hole in a program, and a test that the filled program must pass. The form of HumanEval-Infilling's files."""
 

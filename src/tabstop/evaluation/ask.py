@@ -13,7 +13,7 @@ import msgspec
 
 from tabstop.config import from_environment, option
 from tabstop.errors import ConfigError, InputError
-from tabstop.evaluation import Answer, Task
+from tabstop.evaluation import Answer, Task, printable
 
 MAX_BODY = 4 << 20  # bytes of an answer
 HEALING: Mapping[str, dict[str, bool]] = {"auto": {}, "off": {"token_healing": False}, "on": {"token_healing": True}}
@@ -74,16 +74,15 @@ async def first_model(session: aiohttp.ClientSession, question: Question) -> str
     url = f"{question.base}/v1/models"
     try:
         async with session.get(url, allow_redirects=False) as response:
-            content = await response.content.read(MAX_BODY)
-            status = response.status
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            content, status = await _read(response), response.status
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise InputError(f"no server answers at {question.base}: {_one_line(error)}") from None
     if status != 200:
         hint = "; set TABSTOP_EVAL_API_KEY" if status in (401, 403) else ""
         raise InputError(f"{url} answers {status}{hint}")
     try:
-        return str(msgspec.json.decode(content)["data"][0]["id"])
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
+        return printable(msgspec.json.decode(content)["data"][0]["id"])
+    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, RecursionError):
         raise InputError(f"{url} lists no model; give --model") from None
 
 
@@ -120,17 +119,17 @@ def _parsed(content: bytes) -> Answer:
             num_tokens=int(usage.get("completion_tokens") or 0),
             num_healed_tokens=int(said.get("healed_tokens") or 0),
         )
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError, ValueError):
+    except (msgspec.DecodeError, LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError):
         return Answer(problem="the answer is no completion")
 
 
 def _refusal(status: int, content: bytes) -> str:
     try:
         return f"{status}: {_one_line(msgspec.json.decode(content)['error']['message'])}"
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, RecursionError):
         return f"status {status}"
 
 
 def _one_line(said: object) -> str:
     said = (isinstance(said, OSError) and said.strerror) or said
-    return (" ".join(str(said).split()) or type(said).__name__)[:300]
+    return printable(" ".join(str(said).split()) or type(said).__name__)

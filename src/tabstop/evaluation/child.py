@@ -6,6 +6,7 @@ the program has run to its end, else the class of the exception. What the progra
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import resource
@@ -27,17 +28,56 @@ REFUSED = (
     ),
     *("ctypes.", "pty.", "signal.pthread_kill", "_thread.start_new_thread", "webbrowser.", "urllib.", "ftplib."),
     *("os.chmod", "os.chown", "os.link", "os.symlink", "os.remove", "os.rename", "os.rmdir", "os.truncate", "shutil."),
+    *("os.mkdir", "os.utime", "os.setxattr", "os.removexattr", "sqlite3.", "resource.", "signal.pidfd_send_signal"),
 )
 """Audit events that no test of a function needs. They stop accidents; whoever fears malice needs a container, too."""
+
+UNHEARD = {
+    "posix": ("mkfifo", "mknod", "pidfd_open", "setpriority", "setsid"),
+    "signal": ("pidfd_send_signal",),
+    "_signal": ("pidfd_send_signal",),
+    "_thread": ("start_new_thread", "start_joinable_thread"),
+    "_posixsubprocess": ("fork_exec",),
+}
+"""Module → functions that raise no audit event, or not in every Python; they are taken away."""
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+"""Flags of open. O_RDONLY | O_TRUNC empties a file, too."""
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 def refuse(event: str, arguments: tuple[object, ...]) -> None:
-    """Writing files is refused, too."""
-    is_write = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-    if is_write or event.startswith(REFUSED):
+    """Writing files is refused, too, and so are files that show other processes."""
+    if event == "open":
+        path, _, flags = arguments
+        is_refused = bool(isinstance(flags, int) and flags & WRITES) or _is_of_processes(path)
+    else:
+        is_refused = event.startswith(REFUSED)
+    if is_refused:
         raise PermissionError(event)
+
+
+def _is_of_processes(path: object) -> bool:
+    """Whether it is in /proc, where the environment of who started us is shown."""
+    if not isinstance(path, str | bytes):
+        return False
+    return os.path.realpath(os.fsdecode(path)).startswith("/proc/")
+
+
+def deny(*arguments: object, **options: object) -> None:
+    raise PermissionError
+
+
+def take_away() -> None:
+    for module, names in UNHEARD.items():
+        with contextlib.suppress(ImportError):
+            loaded = importlib.import_module(module)
+            for name in names:
+                if hasattr(loaded, name):
+                    setattr(loaded, name, deny)
+                    if module == "posix":
+                        setattr(os, name, deny)
 
 
 def restrict(limits: dict[str, int]) -> None:
@@ -47,6 +87,7 @@ def restrict(limits: dict[str, int]) -> None:
     for name, most in limits.items():
         resource.setrlimit(getattr(resource, name), (most, most))
     signal.alarm(limits["RLIMIT_CPU"] + 5)  # where nobody waits for us any more
+    take_away()
     sys.addaudithook(refuse)
 
 

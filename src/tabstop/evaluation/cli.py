@@ -19,7 +19,7 @@ from rich.table import Column, Table
 import tabstop
 from tabstop.bench.exits import EXIT_INTERRUPTED, fails_in_one_line
 from tabstop.errors import ConfigError, InputError
-from tabstop.evaluation import Report, Result, Task
+from tabstop.evaluation import Report, Result, Task, printable
 from tabstop.evaluation.ask import HEALING, Question, check_question, first_model, open_session
 from tabstop.evaluation.compare import Comparison, Difference, compare
 from tabstop.evaluation.infilling import evaluate
@@ -34,7 +34,7 @@ WARNING = (
     "that you do not trust"
 )
 
-MAX_SHOWN = 100  # characters of a text in a table
+MAX_TEXT = 100  # characters of a text in a table
 
 
 @eval_app.command("infilling")
@@ -117,7 +117,7 @@ def read_report(path: Path) -> Report:
         return msgspec.json.decode(path.read_bytes(), type=Report)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is no file of `tabstop eval infilling`: {error}") from None
 
 
@@ -151,8 +151,9 @@ def _show_report(report: Report, out: Path, console: Console) -> None:
     for result in report.results:
         if result.error:
             errors[result.error] = errors.get(result.error, 0) + 1
+    name = escape(f"{printable(report.set)}, {printable(report.model)}")
     console.print(
-        f"{escape(report.set)}, {escape(report.model)}: [bold]{report.num_passed} of {num_tasks}[/bold] passed "
+        f"{name}: [bold]{report.num_passed} of {num_tasks}[/bold] passed "
         f"({share:.1%})" + ("" if report.is_complete else ", interrupted"),
         highlight=False,
     )
@@ -180,7 +181,7 @@ def _show_comparison(result: Comparison, names: tuple[str, str], num_shown: int,
 
 def _row(difference: Difference) -> list[str]:
     cells = [
-        f"{result.error or 'passed'}\n{repr(result.completion)[:MAX_SHOWN]}"
+        f"{printable(result.error) or 'passed'}\n{repr(result.completion)[:MAX_TEXT]}"
         for result in (difference.first, difference.second)
     ]
-    return [difference.task_id, *cells]
+    return [printable(difference.task_id), *cells]

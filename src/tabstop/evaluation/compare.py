@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from tabstop.errors import InputError
-from tabstop.evaluation import Report, Result
+from tabstop.evaluation import Report, Result, printable
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +35,10 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 def compare(first: Report, second: Report) -> Comparison:
     """Raises InputError where there is nothing to compare."""
     if first.set != second.set:
-        raise InputError(f"the runs are over different sets, {first.set} and {second.set}")
+        raise InputError(f"the runs are over different sets, {printable(first.set)} and {printable(second.set)}")
+    for report in (first, second):
+        if len({result.task_id for result in report.results}) < len(report.results):
+            raise InputError("a run has a task twice; compare files as `tabstop eval infilling` writes them")
     others = {result.task_id: result for result in second.results if not result.problem}
     pairs = [(a, others[a.task_id]) for a in first.results if not a.problem and a.task_id in others]
     if not pairs:

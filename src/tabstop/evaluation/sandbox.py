@@ -32,7 +32,7 @@ class Limits:
 
     seconds: float = 5.0  # by the clock
     memory: int = 1024 * MIB  # bytes of address space
-    file_size: int = 1 * MIB  # bytes of each file
+    file_size: int = 0  # bytes of each file that is written: none
     num_files: int = 32  # open at once
 
     def as_resources(self) -> dict[str, int]:

@@ -108,7 +108,7 @@ class ChatTemplate:
             messages = [marked_message(self._unfolded(message, tokenizer), tokenizer, mark) for message in given]
             tools = marked(conversation.tools, tokenizer, mark)
         except RecursionError:
-            raise InputError("messages are nested too deeply", param="messages") from None
+            raise InputError("messages or tools are nested too deeply", param="messages") from None
         if conversation.continue_final_message:
             messages[-1] = messages[-1] | {"content": (messages[-1]["content"] or "") + end_mark}
         text = self._render(messages, tools, conversation)

@@ -100,7 +100,7 @@ class _Grammar:
         name, schema = f"call{at}", dict(function.parameters or ANY_OBJECT)
         if self._syntax.arguments == "json":
             self.schemas[f"arguments{at}"] = (
-                schema if {"type", "$ref"} & schema.keys() else schema | ANY_OBJECT,
+                schema if "$ref" in schema else schema | ANY_OBJECT,
                 function.strict,
             )
             arguments = f"@arguments{at}"

@@ -26,6 +26,8 @@ class CallReader:
         """Calls that are whole, or that the end of the answer cut."""
         self.is_done = False
         """Nothing that follows would count."""
+        self.was_cut = False
+        """The end of the answer cut the last call."""
         self.has_content = False
         """Something came that is neither a call nor blank."""
         self._format = form
@@ -50,9 +52,9 @@ class CallReader:
     def finish(self, *, is_cut: bool) -> tuple[str, list[CallPiece]]:
         """The rest. `is_cut`: the answer was not over; an open call stays, with what it has of its arguments."""
         if not self.is_done:
-            self.source.end()
+            self.source.end(is_cut=is_cut)
             if is_cut and self._is_open:
-                self._is_open = False
+                self._is_open, self.was_cut = False, True
                 self.num_calls += 1
                 self.source.taken()
             else:
@@ -137,6 +139,8 @@ class CallReader:
         """Reads over blanks and one of the markers behind a call, if it is there; which it was."""
         yield from self.source.after_blanks()
         marker = yield from self.source.match(markers)
+        if not marker:
+            self.source.take_cut(markers)
         self.source.taken()
         return marker
 

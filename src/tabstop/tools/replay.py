@@ -93,6 +93,7 @@ def arguments_of(arguments: Any) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(arguments) if isinstance(arguments, str) else arguments
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair, escaped in a text, is none
     except (ValueError, RecursionError):
         value = arguments
     return value if isinstance(value, dict) else {"arguments": value}

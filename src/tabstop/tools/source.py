@@ -32,16 +32,16 @@ class Source:
     def __init__(self) -> None:
         self._text = ""
         self._at = 0
-        self._is_ended = False
+        self._is_ended = self._is_cut = False
         self._taken: list[str] = []
 
     def add(self, text: str) -> None:
         self._text = self._text[self._at :] + text
         self._at = 0
 
-    def end(self) -> None:
-        """Nothing follows."""
-        self._is_ended = True
+    def end(self, *, is_cut: bool = False) -> None:
+        """Nothing follows. `is_cut`: though something would have."""
+        self._is_ended, self._is_cut = True, is_cut
 
     def taken(self) -> str:
         """What was taken since this was asked last."""
@@ -108,6 +108,12 @@ class Source:
         self._at += count
         self._taken.append(text)
         return text
+
+    def take_cut(self, markers: Sequence[str]) -> None:
+        """Takes what the end of a cut text left of one of the markers."""
+        left = self._text[self._at :]
+        if self._is_cut and any(marker.startswith(left) for marker in markers):
+            self.take(len(left))
 
     def take_all(self, pattern: re.Pattern[str]) -> str:
         """Takes what the pattern matches of what has come; more may follow."""
