@@ -21,6 +21,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -188,13 +189,12 @@ def main() -> None:
     options = parser.parse_args()
     command = [sys.executable, "-m", "tabstop", "serve", options.model, "--port", "0", *shlex.split(options.serve)]
     command += ["--max-num-seqs", str(NUM_SLOTS), "--max-num-waiting", str(NUM_WAITING), "--max-model-len", "1024"]
-    command += ["--log-level", "warning"]  # nobody reads the log: a full pipe would stop the server
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "160"}) as server:
         try:
             asyncio.run(measure(url_of(server), server.pid, options))
         finally:
             server.terminate()
-            server.communicate()
+            server.wait()
 
 
 def url_of(server: subprocess.Popen[Any]) -> str:
@@ -202,6 +202,7 @@ def url_of(server: subprocess.Popen[Any]) -> str:
     assert server.stderr is not None
     for line in server.stderr:
         if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            threading.Thread(target=server.stderr.read, daemon=True).start()  # a full pipe would stop the server
             return found[0]
     raise SystemExit("the server did not start")
 
