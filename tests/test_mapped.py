@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,15 @@ from tabstop.keys import Key
 from tabstop.mapped import make_reserved, reserve
 
 
-@pytest.fixture
+@contextmanager
 def no_room() -> Iterator[None]:
-    """No file may be longer than a few bytes, as on a disk that is full."""
+    """No file may be longer than a few bytes, as on a disk that is full: not even pytest's own log, so be short."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_stands_in_a_file_stays(tmp_path: Path) -> None:
@@ -35,17 +38,17 @@ def test_what_stands_in_a_file_stays(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 >= 10_000
 
 
-def test_all_or_none(tmp_path: Path, no_room: None) -> None:
-    with pytest.raises(OSError):
+def test_all_or_none(tmp_path: Path) -> None:
+    with no_room(), pytest.raises(OSError):
         make_reserved([tmp_path / "a", tmp_path / "b"], 1000)
     assert not list(tmp_path.iterdir())
 
 
 def test_without_room_metrics_are_not_shared(
-    tmp_path: Path, no_room: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), no_room():
         share_metrics(tmp_path / "metrics")
     assert "no room for metrics" in caplog.text
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ and not list((tmp_path / "metrics").iterdir())
@@ -58,7 +61,7 @@ def test_with_room_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}_{os.getpid()}.db" for name in METRICS_FILES}
 
 
-def test_without_room_a_key_is_counted_alone(tmp_path: Path, no_room: None, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
+def test_without_room_a_key_is_counted_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), no_room():
         counts = Counts(tmp_path).of(Key(name="a", sha256="0" * 64))
     assert "counts alone" in caplog.text and counts is not None
