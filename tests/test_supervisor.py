@@ -109,7 +109,7 @@ class Server:
         found = [
             child
             for child in psutil.Process(self.process.pid).children()
-            if child.status() != psutil.STATUS_ZOMBIE and child.cmdline()[2].startswith(module)
+            if child.status() != psutil.STATUS_ZOMBIE and "".join(child.cmdline()[2:3]).startswith(module)
         ]
         self.pids |= {child.pid for child in found}
         return sorted(found, key=lambda child: (child.create_time(), child.pid))

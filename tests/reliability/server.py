@@ -90,7 +90,7 @@ class Server:
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                     self._family[child.pid] = child
-                    if child.cmdline()[2:3] and child.cmdline()[2].startswith(module):
+                    if child.cmdline()[2:3] and "".join(child.cmdline()[2:3]).startswith(module):
                         found.append(child)
         return sorted(found, key=lambda child: (child.create_time(), child.pid))
 
