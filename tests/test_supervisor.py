@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.reliability.server import runs_module
 from tests.tiny import tiny_llama
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +110,7 @@ class Server:
         found = [
             child
             for child in psutil.Process(self.process.pid).children()
-            if child.status() != psutil.STATUS_ZOMBIE and "".join(child.cmdline()[2:3]).startswith(module)
+            if child.status() != psutil.STATUS_ZOMBIE and runs_module(child, module)
         ]
         self.pids |= {child.pid for child in found}
         return sorted(found, key=lambda child: (child.create_time(), child.pid))

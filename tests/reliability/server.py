@@ -50,6 +50,11 @@ def write_model(folder: Path) -> Path:
     return written
 
 
+def runs_module(process: psutil.Process, name: str) -> bool:
+    """Whether it runs `python -m` a module whose name starts so; one that has not begun its program runs none."""
+    return "".join(process.cmdline()[2:3]).startswith(name)
+
+
 class Server:
     """A running server in a scratch folder of its own, where everything that it leaves can be seen."""
 
@@ -90,7 +95,7 @@ class Server:
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                     self._family[child.pid] = child
-                    if child.cmdline()[2:3] and "".join(child.cmdline()[2:3]).startswith(module):
+                    if runs_module(child, module):
                         found.append(child)
         return sorted(found, key=lambda child: (child.create_time(), child.pid))
 
