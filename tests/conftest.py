@@ -2,7 +2,8 @@
 
 Hypothesis: no deadlines (nothing asserts on times); the same examples each time, so that a red run says something of
 the change that it ran on (`pytest --hypothesis-profile=random` looks for new ones); and without shrinking when faults
-are planted. Kernels: under Triton's interpreter where there is no card, which must be chosen before the first of them is declared.
+are planted. Kernels: under Triton's interpreter where there is no card, which must be chosen before the first of them
+is declared.
 """
 
 from __future__ import annotations
