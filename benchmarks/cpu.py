@@ -268,14 +268,14 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for a quiet machine, each time")
     parser.add_argument("--texts", type=int, default=164, help="HumanEval problems for the quality; 0: none")
     parser.add_argument(
-        "--sides", default="ours", help="ours (compiled kernels), torch (as without a compiler), or both: ours,torch"
+        "--sides", default="ours", help="with commas: ours (the system's compiler), package (ziglang's), torch (none)"
     )
     parser.add_argument("--peer-python", help="a Python with llama-cpp-python; default: one of our own making")
     parser.add_argument("--long", action="store_true", help="also decode behind a long context")
     parser.add_argument("--http", action="store_true", help="also compare the server with the engine alone")
     options = parser.parse_args()
-    if unknown := set(options.sides.split(",")) - {"ours", "torch"}:
-        parser.error(f"--sides: {', '.join(unknown)} is unknown; choose ours, torch, or ours,torch")
+    if unknown := set(options.sides.split(",")) - {"ours", "package", "torch"}:
+        parser.error(f"--sides: {', '.join(unknown)} is unknown; choose from ours, package and torch")
     python = peer_python(options.peer_python)
     print(f"{time.strftime('%Y-%m-%d')}, {len(CORES)} cores, {platform.machine()}, load {os.getloadavg()}; {PEER}")
     for file in options.files:

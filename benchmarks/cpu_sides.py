@@ -1,6 +1,6 @@
 """One side of benchmarks/cpu.py, in a process of its own that sleeps while the other side works.
 
-    python benchmarks/cpu_sides.py ours|torch|float32 FILE     one of our engines, in process, without HTTP
+    python benchmarks/cpu_sides.py ours|package|torch|float32 FILE     one of our engines, in process, without HTTP
     python benchmarks/cpu_sides.py peer FILE                    llama.cpp through llama-cpp-python's C functions
 
 Reads one JSON command a line and answers with one JSON line. Commands: generate is timed; logits writes the next-token
@@ -38,10 +38,12 @@ class Ours:
         from tabstop.config import EngineConfig
         from tabstop.engine.build import build_core
 
-        if kind == "torch":
+        if kind in ("package", "torch"):
             from tabstop.kernels.cpu import build
 
             build.COMPILERS = ()
+            if kind == "torch":
+                build.PACKAGE = "no compiler"
         dtype = "float32" if kind == "float32" else "auto"
         self.core = build_core(EngineConfig(model=model, dtype=dtype, device="cpu", prefix_cache=False))
         self.counter = 0

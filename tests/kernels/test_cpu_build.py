@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -62,13 +63,33 @@ def test_it_is_compiled_once_and_known_by_what_it_is_made_of(tmp_path: Path, mon
     other = tmp_path / "another compiler"
     other.write_text("#!/bin/sh\necho 1.0")
     other.chmod(0o755)
-    names.add(build.digest(str(other), ("-O3",)))
+    names.add(build.digest([str(other)], ("-O3",)))
     sources = tmp_path / "sources"
     shutil.copytree(build.SOURCES, sources)
     (sources / "matrix.h").write_text((sources / "matrix.h").read_text() + "\n")
     monkeypatch.setattr(build, "SOURCES", sources)
     names.add(build.digest(compiler, ("-O3",)))
     assert len(names) == 5
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_package_brings_the_compiler_that_a_system_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package here is as small as it can be; ours for real takes a minute (benchmarks/RESULTS.md)."""
+    real = build.compiler()
+    assert real is not None
+    monkeypatch.setattr(build, "COMPILERS", ())
+    monkeypatch.setattr(build, "PACKAGE", "a_compiler")
+    assert build.compiler() is None
+    with pytest.raises(build.CannotBuild, match="pip install"):
+        build.build(tmp_path)
+
+    (tmp_path / "a_compiler").mkdir()
+    (tmp_path / "a_compiler" / "__init__.py").touch()
+    program = tmp_path / "a_compiler" / "zig"
+    program.write_text(f'#!/bin/sh\n[ "$1" = c++ ] && shift && exec {shlex.join(real)} "$@"')
+    program.chmod(0o755)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert library.open_library(build.build(tmp_path / "kernels")).tabstop_machine()
 
 
 @pytest.mark.usefixtures("quick")
@@ -86,11 +107,11 @@ def test_a_compiler_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     broken = tmp_path / "g++"
     broken.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo too old >&2; exit 1; }')
     broken.chmod(0o755)
-    monkeypatch.setattr(build, "compiler", lambda: str(broken))
+    monkeypatch.setattr(build, "compiler", lambda: [str(broken)])
     with pytest.raises(build.CannotBuild, match=r"failed; a newer one may do: install g\+\+.*too old"):
         build.build(tmp_path / "cache")
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["lock"]
-    monkeypatch.setattr(build, "compiler", lambda: shutil.which("true"))
+    monkeypatch.setattr(build, "compiler", lambda: ["true"])
     (tmp_path / "file").touch()
     with pytest.raises(build.CannotBuild, match=r"cannot write.*set XDG_CACHE_HOME"):
         build.build(tmp_path / "file")

@@ -195,7 +195,7 @@ inline void weigh(float* scores, uint32_t* weights, float scale, int first, int 
         Floats values = load<Floats>(scores + at) * scale;
         if (at < first || at + LANES > last) {
             Ints places = lanes + at;
-            values = (places >= first) & (places < last) ? values : all(NOTHING);
+            values = ((places >= first) & (places < last)) ? values : all(NOTHING);
         }
         store(scores + at, values);
         best = larger(best, values);
@@ -206,7 +206,7 @@ inline void weigh(float* scores, uint32_t* weights, float scale, int first, int 
         Floats values = power_of_two(load<Floats>(scores + at) - most);
         if (at < first || at + LANES > last) {
             Ints places = lanes + at;
-            values = (places >= first) & (places < last) ? values : all(0.0f);
+            values = ((places >= first) & (places < last)) ? values : all(0.0f);
         }
         sums += values;
         uint16_t* halves = (uint16_t*)weights + at;

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -25,8 +26,10 @@ FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
 COMPILERS = ("g++", "c++", "clang++")
 STAGE = "compiling the CPU's kernels (once)"
 TIMEOUT_SECONDS = 600
+PACKAGE = "ziglang"  # Clang with all that it needs, from the package index
 INSTALL_HINT = (
-    "install g++ (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install)"
+    "install g++ (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install) "
+    f"or, without root, pip install {PACKAGE}"
 )
 
 Progress = Callable[[str, int, int], None]
@@ -36,9 +39,12 @@ class CannotBuild(Exception):
     """Why there is no library, and what to do."""
 
 
-def compiler() -> str | None:
-    """The path of a C++ compiler."""
-    return next((found for name in COMPILERS if (found := shutil.which(name))), None)
+def compiler() -> list[str] | None:
+    """The command of a C++ compiler: the system's, else the one of a Python package."""
+    if found := next((found for name in COMPILERS if (found := shutil.which(name))), None):
+        return [found]
+    package = importlib.util.find_spec(PACKAGE)
+    return [str(Path(package.origin).with_name("zig")), "c++"] if package and package.origin else None
 
 
 def cpu_flags() -> str:
@@ -50,13 +56,13 @@ def cpu_flags() -> str:
     return platform.processor()
 
 
-def digest(compiler_path: str, flags: tuple[str, ...]) -> str:
+def digest(command: list[str], flags: tuple[str, ...]) -> str:
     """What a library is known by. Raises CannotBuild."""
     made = hashlib.sha256()
     for file in [*sorted(SOURCES.glob("*.h")), SOURCES / MAIN]:
         made.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    version = said_by([compiler_path, "--version"], 60)[1]
-    for text in (*flags, compiler_path, version, platform.machine(), cpu_flags()):
+    version = said_by([*command, "--version"], 60)[1]
+    for text in (*flags, *command, version, platform.machine(), cpu_flags()):
         made.update(text.encode() + b"\0")
     return made.hexdigest()[:24]
 
@@ -66,19 +72,19 @@ def build(folder: Path, progress: Progress | None = None, more_flags: tuple[str,
 
     more_flags: go last, so that they win.
     """
-    path = compiler()
-    if path is None:
+    command = compiler()
+    if command is None:
         raise CannotBuild(f"there is no C++ compiler: {INSTALL_HINT}")
     native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     flags = (*FLAGS, native, *more_flags)
-    target = folder / f"tabstop-{digest(path, flags)}.so"
+    target = folder / f"tabstop-{digest(command, flags)}.so"
     try:
         if is_whole(target):
             return target
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock"):
             if not is_whole(target):  # another process may have made it meanwhile
-                compile_library([path, *flags], target, progress)
+                compile_library([*command, *flags], target, progress)
     except OSError as error:
         raise CannotBuild(f"cannot write {folder}: {error}; set XDG_CACHE_HOME to a folder that can be") from None
     return target
