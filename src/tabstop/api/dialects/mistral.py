@@ -1,26 +1,32 @@
-"""Mistral's dialect for holes: /v1/fim/completions. Body → Call; the answer is shaped as a chat's."""
+"""Mistral's dialect for holes: /fim/completions. The answer is shaped as a chat's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tabstop.api import Route
+from tabstop.api.chunks import ChatFormat, chat_choices
+from tabstop.api.endpoints import generate
+from tabstop.api.fields import Caller, shared_fields
 from tabstop.api.holes import fill_object, hole_fields, surroundings
-from tabstop.api.openai import (
-    Caller,
-    ChatFormat,
-    chat_choices,
-    shared,
-)
 from tabstop.api.sampling import chat_num_logprobs, refuse_prompt_logprobs
-from tabstop.api.schema import MistralBody
+from tabstop.api.schema import AroundHole, Seed
 from tabstop.call import Call, TextDelta, Usage
 from tabstop.text.fim import Hole
+
+
+class MistralBody(AroundHole, kw_only=True):
+    """POST /v1/fim/completions."""
+
+    prompt: str
+    suffix: str | None = None
+    random_seed: Seed | None = None
 
 
 def fim_call(body: MistralBody, caller: Caller) -> Call:
     """A hole even where the suffix is empty. Raises InputError or NotSupportedError, naming the parameter."""
     refuse_prompt_logprobs(body)
-    fields = shared(body, caller)
+    fields = shared_fields(body, caller)
     if body.random_seed is not None:
         fields["seed"] = body.random_seed
     hole = Hole(body.prompt, body.suffix or "", surroundings(body), body.fim_order or "")
@@ -45,3 +51,6 @@ class FimFormat(ChatFormat):
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
         return self._whole(chat_choices(choices, "message"), usage, choices[0].fill)
+
+
+ROUTES = (Route("POST", "/fim/completions", "Fill a hole (Mistral)", generate(fim_call, FimFormat.of), MistralBody),)
