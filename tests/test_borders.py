@@ -171,7 +171,7 @@ def test_every_module_says_what_it_knows() -> None:
 
 
 def test_nothing_runs_foreign_code_or_unpickles() -> None:
-    """But the program that is started for it, in a process with limits (evaluation/sandbox.py)."""
+    """But the program that is started for it, in a process with limits (evaluation/programs.py)."""
     found = []
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from tabstop.evaluation import REQUEST_FAILED, Answer, Result, Task
 from tabstop.evaluation.ask import Question, ask, open_session
-from tabstop.evaluation.sandbox import run_program
+from tabstop.evaluation.programs import run_program
 
 Progress = Callable[[Result], None]
 
