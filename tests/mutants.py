@@ -51,14 +51,14 @@ TOOLS, CUT_ALIKE = "tests/tools", "test_however_a_text_is_cut_it_is_read_alike"
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "half a marker is content",
-        "src/tabstop/tools/source.py",
+        "src/tabstop/tools/growing.py",
         "num_held = 0 if self._is_ended else",
         "num_held = 0 if True else",
         (f"{TOOLS}/test_formats.py::{CUT_ALIKE}",),
     ),
     Mutant(
         "half a marker is none",
-        "src/tabstop/tools/source.py",
+        "src/tabstop/tools/growing.py",
         "if self._is_ended or not any(marker != left",
         "if True or not any(marker != left",
         (f"{TOOLS}/test_formats.py::{CUT_ALIKE}",),
