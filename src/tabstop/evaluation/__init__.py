@@ -32,7 +32,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     canonical_solution: str = ""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Filling(msgspec.Struct, frozen=True, kw_only=True):
     """What an endpoint put into a hole."""
 
     text: str = ""
