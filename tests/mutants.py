@@ -93,7 +93,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "markers that are control tokens are lost",
-        "src/tabstop/thoughts.py",
+        "src/tabstop/parts.py",
         "self.control_bytes = {**tokenizer.spellings_of(form.markers), **self.control_bytes}",
         "pass",
         ("tests/api/test_tools.py::test_markers_that_are_control_tokens_are_seen_and_not_shown",),
