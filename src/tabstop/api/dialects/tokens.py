@@ -57,7 +57,7 @@ def tokenize(body: TokenizeBody, model: ServedModel) -> dict[str, Any]:
 
     Raises InputError. Slow for long texts: call it in a thread.
     """
-    text = model.text
+    text, max_model_len = model.text, model.max_model_len
     encoding = _encode(body, text)
     tokens: list[Any] = encoding.ids
     if body.with_pieces:
@@ -68,7 +68,7 @@ def tokenize(body: TokenizeBody, model: ServedModel) -> dict[str, Any]:
         ]
     return {
         "count": len(tokens),
-        "max_model_len": model.max_model_len,
+        "max_model_len": max_model_len,
         "tokens": tokens,
         "offsets": encoding.offsets,
     }
