@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -79,11 +79,13 @@ class ChunkFormat:
 
 
 class ChatFormat(ChunkFormat):
-    """Chats."""
+    """Chats, and holes that are answered like them."""
 
     id_prefix = "chatcmpl-"
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
+    no_text: Mapping[str, str] = {"content": ""}
+    """What a chunk says that has log-probabilities and no text."""
 
     def opening(self) -> bytes:
         role = {"role": "assistant", "content": ""}
@@ -97,13 +99,16 @@ class ChatFormat(ChunkFormat):
             logprobs = []
         calls = new_calls(delta.calls)
         if delta.text or logprobs or calls:
-            shown = {"content": delta.text} if delta.text or not calls else {}
+            shown = {"content": delta.text} if delta.text else {} if calls else {**self.no_text}
             shown |= {"tool_calls": calls} if calls else {}
             content += self._event([_chat_choice(delta.index, "delta", shown, logprobs=logprobs)])
-        return content + (self._event([_chat_choice(delta.index, "delta", {}, delta)]) if delta.finish else b"")
+        if not delta.finish:
+            return content
+        return content + self._event([_chat_choice(delta.index, "delta", {}, delta)], **fill_object(delta.fill))
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
-        return self._whole(chat_choices(choices, "message"), usage, **self._listed(choices[0]))
+        shown = [_chat_choice(c.index, "message", _message(c), c, logprobs=c.logprobs) for c in choices]
+        return self._whole(shown, usage, choices[0].fill, **self._listed(choices[0]))
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -134,25 +139,13 @@ def finish_fields(delta: TextDelta | None) -> dict[str, Any]:
     return finish | confidence_object(delta.confidence)
 
 
-def chat_choices(choices: Sequence[TextDelta], key: str) -> list[dict[str, Any]]:
-    """Chat-shaped choices; `key`: message, or delta (which holds what is new)."""
-    show = _message if key == "message" else _news
-    return [_chat_choice(choice.index, key, show(choice), choice, logprobs=choice.logprobs) for choice in choices]
-
-
 def _message(choice: TextDelta) -> dict[str, Any]:
     """A whole one; without content where there are but calls."""
     calls = whole_calls(choice.calls)
-    shown = {"role": "assistant"} | _thoughts(choice) | {"content": choice.text or (None if calls else "")}
+    shown: dict[str, Any] = {"role": "assistant"}
+    shown |= {"reasoning_content": choice.reasoning} if choice.reasoning else {}
+    shown |= {"content": choice.text or (None if calls else "")}
     return shown | ({"tool_calls": calls} if calls else {})
-
-
-def _news(choice: TextDelta) -> dict[str, Any]:
-    return _thoughts(choice) | ({"content": choice.text} if choice.text else {})
-
-
-def _thoughts(choice: TextDelta) -> dict[str, str]:
-    return {"reasoning_content": choice.reasoning} if choice.reasoning else {}
 
 
 def _chat_choice(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from tabstop.api import Route
-from tabstop.api.chunks import ChatFormat, chat_choices
+from tabstop.api.chunks import ChatFormat
 from tabstop.api.endpoints import generate
 from tabstop.api.fields import Caller, shared_fields
-from tabstop.api.holes import fill_object, hole_fields, surroundings
+from tabstop.api.holes import hole_fields, surroundings
 from tabstop.api.sampling import chat_num_logprobs, refuse_prompt_logprobs
 from tabstop.api.schema import AroundHole, Seed
-from tabstop.call import Call, TextDelta, Usage
+from tabstop.call import Call
 from tabstop.text.fim import Hole
 
 
@@ -38,19 +38,7 @@ class FimFormat(ChatFormat):
     """/v1/fim/completions."""
 
     id_prefix = "fim-"
-
-    def delta(self, delta: TextDelta) -> bytes:
-        content = b""
-        if delta.text or delta.logprobs:
-            shown = TextDelta(delta.index, delta.text, [], logprobs=delta.logprobs)
-            content = self._event(chat_choices([shown], "delta"))
-        if not delta.finish:
-            return content
-        ended = TextDelta(delta.index, "", [], delta.finish, delta.stop_reason, confidence=delta.confidence)
-        return content + self._event(chat_choices([ended], "delta"), **fill_object(delta.fill))
-
-    def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
-        return self._whole(chat_choices(choices, "message"), usage, choices[0].fill)
+    no_text: Mapping[str, str] = {}
 
 
 ROUTES = (Route("POST", "/fim/completions", "Fill a hole (Mistral)", generate(fim_call, FimFormat.of), MistralBody),)
