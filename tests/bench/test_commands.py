@@ -325,7 +325,9 @@ def test_compare_starts_its_servers(tmp_path: Path, mode: str) -> None:
 def test_sweep_writes_its_curve(tmp_path: Path) -> None:
     options = ["--num-requests", "12", "--output", "4", "--workers", "1", "--max-lag", "1", "--min-duration", "0.1"]
     limits = ["--slo", "ttft_p90=0.5", "--saturating-concurrency", "2", "--max-requests", "60"]
-    done = bench("bench", "sweep", "--start", golden(slots=2, ttft=0.004, rate=2000), *options, *limits, "--out", str(tmp_path))
+    done = bench(
+        "bench", "sweep", "--start", golden(slots=2, ttft=0.004, rate=2000), *options, *limits, "--out", str(tmp_path)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = read_report(tmp_path / "report.json")
     assert report.sweep is not None and report.sweep.percentile == 0.9

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import GenerationMode
 from schemathesis.openapi import from_dict
 
+from tests.reliability.forms import with_forms
 from tests.reliability.server import serving, write_model
 
 STORED = Path(__file__).parent / "cases.jsonl.xz"
@@ -57,7 +58,7 @@ class Case:
 
 def operations(description: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     """Those with a body of their own; and the others."""
-    found = [entry.ok() for entry in from_dict(description).get_all_operations()]
+    found = [entry.ok() for entry in from_dict(with_forms(description)).get_all_operations()]
     paths = {operation.path for operation in found}
     large = [operation for operation in found if operation.body and f"/v1{operation.path}" not in paths]
     return large, [operation for operation in found if operation not in large]
@@ -153,7 +154,7 @@ def missing(description: dict[str, Any], cases: Iterable[Case]) -> list[str]:
 
 def stored() -> list[Case]:
     """The cases of cases.jsonl.xz."""
-    lines = lzma.decompress(STORED.read_bytes()).decode().splitlines()
+    lines = lzma.decompress(STORED.read_bytes()).decode().split("\n")
     rows = [json.loads(line) for line in lines]
     return [Case(*row[:3], json.dumps(row[3]) if len(row) > 3 else None) for row in rows]
 

@@ -87,7 +87,7 @@ def test_what_the_api_gains_or_loses_is_noticed(description: dict[str, Any]) -> 
     changed = copy.deepcopy(description)
     paths, schemas = changed["paths"], changed["components"]["schemas"]
     schemas["CompletionBody"]["properties"]["new_field"] = {"type": "integer"}
-    schemas["Message"]["properties"]["new_part"] = {"type": "integer"}
+    schemas["MessageBody"]["properties"]["new_part"] = {"type": "integer"}
     paths["/v1/new"] = paths["/v1/tokenize"]
     del paths["/metrics"]
     assert set(cases.missing(changed, cases.stored())) == {
