@@ -58,8 +58,11 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def with_forms(description: dict[str, Any]) -> dict[str, Any]:
-    """The description, its open fields narrowed to what they are made for; where a form was told, both are allowed."""
+def with_forms(description: dict[str, Any], required: str | None = None) -> dict[str, Any]:
+    """The description, its open fields narrowed to what they are made for; where a form was told, both are allowed.
+
+    `required`: a field that must be there wherever it may be.
+    """
     narrowed = copy.deepcopy(description)
     schemas = narrowed["components"]["schemas"]
     for schema in schemas.values():
@@ -69,5 +72,26 @@ def with_forms(description: dict[str, Any]) -> dict[str, Any]:
                 properties[name] = FORMS.get(name, UNKNOWN)
             elif name in FORMS:
                 properties[name] = {"anyOf": [told, FORMS[name]]}
+    for name in [name for name, schema in schemas.items() if required in schema.get("properties", {})]:
+        _require(schemas[name], str(required))
+        for schema in schemas.values():
+            for field, told in list(schema.get("properties", {}).items()):
+                if (branch := _branch(told, SCHEMAS + name)) is not None:
+                    schema["properties"][field] = branch
+                    _require(schema, field)
     schemas["FuzzedSchema"] = FUZZED_SCHEMA
     return narrowed
+
+
+def _require(schema: dict[str, Any], name: str) -> None:
+    schema["required"] = sorted({*schema.get("required", ()), name})
+
+
+def _branch(told: dict[str, Any], reference: str) -> dict[str, Any] | None:
+    """What of a field's schema holds an object of that kind, alone or in a list that is not empty."""
+    for branch in told.get("anyOf", [told]):
+        if branch == {"$ref": reference}:
+            return dict(branch)
+        if branch.get("items") == {"$ref": reference}:
+            return branch | {"minItems": 1}
+    return None

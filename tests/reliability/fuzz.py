@@ -52,7 +52,7 @@ class Findings:
     def num_with(self, status: int) -> int:
         return sum(count for name, count in self.statuses.items() if name.endswith(f" {status}"))
 
-    def take(self, label: str, status: int, content: bytes, sent: str | None) -> None:
+    def take(self, label: str, status: int, content: bytes, sent: bytes | None) -> None:
         self.statuses[f"{label} {status}"] += 1
         complaint = judged(status, content)
         if complaint:
@@ -111,7 +111,7 @@ class Fuzzer:
         return self.findings
 
     def _try(self, case: Case) -> None:
-        self._send(case.operation, case.method, case.target, case.body)
+        self._send(case.operation, case.method, case.target, case.content)
         value = case.value
         if isinstance(value, dict) and "completion" in case.target:
             self._lay_over(case, value)
@@ -121,9 +121,9 @@ class Fuzzer:
         few = generator.sample(list(value), min(len(value), generator.randint(1, MOST_LAID_OVER)))
         ask = draw_ask(generator, MOST_TOKENS)
         body = ask.body | {name: value[name] for name in few}
-        self._send(f"over {ask.path}", "POST", ask.path, json.dumps(body))
+        self._send(f"over {ask.path}", "POST", ask.path, json.dumps(body).encode())
 
-    def _send(self, label: str, method: str, target: str, body: str | None) -> None:
+    def _send(self, label: str, method: str, target: str, body: bytes | None) -> None:
         headers = {} if body is None else {"content-type": "application/json"}
         try:
             response = self._pool.request(method, target, body=body, headers=headers, redirect=False)
