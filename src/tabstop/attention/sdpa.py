@@ -64,7 +64,7 @@ class SdpaAttention:
     def _attend(self, q: torch.Tensor, kv: torch.Tensor, group: Group, how: tuple[float, int | None]) -> torch.Tensor:
         """q [R * Q, heads, dim] → the same. how: scale and window."""
         scale, window = how
-        keys, values = gather_blocks(kv, group.tables)
+        keys, values = gather_blocks(kv, group)
         if len(group.tables) > 1 or group.num_queries > 1:
             return attend(q, keys, values, self._reference.mask(group, window), scale)
         first = 0 if window is None else max(0, group.longest - window)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tabstop.attention import AttentionBackend
-from tabstop.engine.plan import Admission, Copy, LateInputs, Row, StepPlan, StepResult, TableUpdate
+from tabstop.engine.plan import NO_TOKEN, Admission, Copy, LateInputs, Row, StepPlan, StepResult, TableUpdate
 from tabstop.kernels.sample import draw
 from tabstop.models import Model, StepContext
 from tabstop.sampling.logprobs import Reported, report
@@ -196,6 +196,16 @@ class Worker:
             drawn.tokens = self.sampler.sample(logits, drawing.slots, drawing.positions, masks)
             self.state.remember(drawing, drawn.tokens)
         drawn.reported = self.sampler.report(logits, drawn.tokens, drawing.slots, drawn.places)
+        drawn.tokens = _without_nonsense(logits, drawn.tokens)
+
+
+def _without_nonsense(logits: Tensor, tokens: Tensor) -> Tensor:
+    """NO_TOKEN where the model computed no number: float32 [R, vocab], int64 [R] → int64 [R].
+
+    A hidden state with a NaN or an infinity in it leaves none of its logits a number, so the drawn token's tells.
+    """
+    own = logits.gather(1, tokens[:, None])[:, 0]
+    return torch.where(own.isfinite(), tokens, NO_TOKEN)
 
 
 def _to_host(tensor: Tensor) -> Tensor:
