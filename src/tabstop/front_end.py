@@ -23,6 +23,7 @@ from tabstop.config import EngineConfig, ServerConfig
 from tabstop.engine import garbage, wire
 from tabstop.engine.process_client import ProcessClient
 from tabstop.errors import StartupError
+from tabstop.exits import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED
 from tabstop.heartbeats import beat, open_heartbeats
 from tabstop.keys import Key, KeyRing
 from tabstop.mapped import make_reserved
@@ -34,8 +35,6 @@ METRICS_FILES = ("counter", "histogram", "gauge_livesum")
 
 METRICS_BYTES = 256 << 10
 """Of each file: ten times what the metrics of a model need."""
-
-EXIT_DRAINED, EXIT_CANNOT_START, EXIT_BUG = 0, 2, 70
 
 
 class FrontEndStart(msgspec.Struct, frozen=True):
@@ -88,7 +87,7 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
     beating.cancel()
     if serving.done():
         serving.result()
-    return EXIT_DRAINED
+    return EXIT_STOPPED
 
 
 async def follow_orders(client: ProcessClient, stop: asyncio.Event, keys: KeyRing) -> None:

@@ -37,9 +37,10 @@ from tabstop.children import Child
 from tabstop.config import EngineConfig, ServerConfig
 from tabstop.device import default_num_front_ends
 from tabstop.engine import recorder, wire
-from tabstop.engine.process import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED, EngineStart
+from tabstop.engine.process import EngineStart
 from tabstop.engine.process_client import ProcessClient
 from tabstop.errors import ConfigError, EngineDeadError, StartupError, TabstopError
+from tabstop.exits import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED
 from tabstop.front_end import FrontEndStart, counts_folder, metrics_folder
 from tabstop.heartbeats import Heartbeats, open_heartbeats, wait_silent
 from tabstop.keys import Key, read_keys

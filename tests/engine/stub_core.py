@@ -100,6 +100,8 @@ class StubCore:
         return Stats(
             num_steps=self.num_steps,
             num_running=used,
+            num_requests=used,
+            num_requests_running=used,
             ledger=Ledger(total=1000, used=used, free=1000 - used),
             aborts={"decoding": self.aborts},
         )

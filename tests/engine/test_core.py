@@ -254,6 +254,31 @@ def test_min_tokens_passes_stop_tokens():
         assert num_tokens >= min_tokens and (min_tokens or num_tokens < 40)
 
 
+def test_requests_are_counted_apart_from_their_samples():
+    core = make_core(max_num_seqs=3)
+    driver = Driver(core)
+
+    def counts() -> tuple[int, int, int, int]:
+        stats = core.stats()
+        return (
+            stats.num_requests_running,
+            stats.num_requests - stats.num_requests_running,
+            stats.num_running,
+            stats.num_waiting,
+        )
+
+    driver.add([1, 2], 8, num_samples=2)
+    driver.add([3, 4], 8, num_samples=2)
+    assert counts() == (0, 2, 0, 2)
+    while core.stats().num_running < 3:
+        driver.step()
+    assert counts() == (2, 0, 3, 1)  # a sample of the second has no slot
+    driver.add([5, 6], 8)
+    assert counts() == (2, 1, 3, 2)
+    driver.run()
+    assert counts() == (0, 0, 0, 0)
+
+
 def test_what_cannot_be_served_is_refused_with_one_terminal_delta():
     core = make_core(num_blocks=8, block_size=4, max_num_waiting=2)
     assert core.info.max_num_waiting == 2  # front ends are told

@@ -328,6 +328,8 @@ class EngineCore:
             num_steps=scheduler.step,
             num_waiting=len(scheduler.waiting) + len(self._compiling),
             num_running=len(scheduler.running),
+            num_requests=self.num_requests,
+            num_requests_running=len({request.request_id for request in scheduler.running}),
             ledger=scheduler.ledger(),
             num_prompt_tokens=counters.num_prompt_tokens,
             num_cached_tokens=counters.num_cached_tokens,

@@ -31,6 +31,7 @@ from tabstop.engine.commands import get_argument, run_command
 from tabstop.engine.door import Bell, Door, Letter
 from tabstop.engine.recorder import Recorder
 from tabstop.errors import InternalError, StartupError, TabstopError, UnavailableError
+from tabstop.exits import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED
 from tabstop.kernels.cpu import build
 from tabstop.types import (
     Abort,
@@ -47,8 +48,6 @@ from tabstop.types import (
 )
 
 log = logging.getLogger(__name__)
-
-EXIT_STOPPED, EXIT_CANNOT_START, EXIT_BUG = 0, 2, 70
 
 MIN_REPORT_SECONDS = 0.1
 """Stats go out at most this often."""
