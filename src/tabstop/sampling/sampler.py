@@ -63,7 +63,7 @@ def draw(logits: Tensor, temperature: np.ndarray, uniform: np.ndarray) -> Tensor
     if random_rows.size:
         rows = torch.from_numpy(random_rows)
         numbers = (torch.from_numpy(temperature[random_rows]), torch.from_numpy(uniform[random_rows]))
-        tokens[rows] = sample.draw_torch(logits[rows], *numbers)
+        tokens[rows] = sample.draw_blocks(logits[rows], *numbers)
     return tokens
 
 
