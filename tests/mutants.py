@@ -51,14 +51,14 @@ TOOLS, CUT_ALIKE = "tests/tools", "test_however_a_text_is_cut_it_is_read_alike"
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "half a marker is content",
-        "src/tabstop/tools/source.py",
+        "src/tabstop/tools/growing.py",
         "num_held = 0 if self._is_ended else",
         "num_held = 0 if True else",
         (f"{TOOLS}/test_formats.py::{CUT_ALIKE}",),
     ),
     Mutant(
         "half a marker is none",
-        "src/tabstop/tools/source.py",
+        "src/tabstop/tools/growing.py",
         "if self._is_ended or not any(marker != left",
         "if True or not any(marker != left",
         (f"{TOOLS}/test_formats.py::{CUT_ALIKE}",),
@@ -93,7 +93,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "markers that are control tokens are lost",
-        "src/tabstop/thoughts.py",
+        "src/tabstop/parts.py",
         "self.control_bytes = {**tokenizer.spellings_of(form.markers), **self.control_bytes}",
         "pass",
         ("tests/api/test_tools.py::test_markers_that_are_control_tokens_are_seen_and_not_shown",),

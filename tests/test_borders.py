@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tabstop.api.dialects import DIALECTS, dialect_routes
+
 PACKAGE = Path(__file__).parents[1] / "src" / "tabstop"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -91,6 +93,39 @@ def test_what_computes_knows_no_http(part: str) -> None:
     assert not imported_by(part) & (HTTP | ORACLE)
 
 
+def imported_in(file: Path) -> set[str]:
+    """What a file's import statements name: modules, and the names taken from them."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_nothing_imports_a_dialect() -> None:
+    """But their registry, by name: what two of them need has its place beside app.py, which knows none of them."""
+    found = []
+    for file in SOURCES:
+        own = ".".join(("tabstop", *file.relative_to(PACKAGE).with_suffix("").parts))
+        others = [module for module in DIALECTS.values() if not f"{own}.".startswith(f"{module}.")]
+        found += [
+            f"{own}: {name}" for name in imported_in(file) if f"{name}.".startswith(tuple(f"{m}." for m in others))
+        ]
+    assert found == []
+
+
+def test_only_the_application_knows_that_there_are_dialects() -> None:
+    """And it names none: not a module, a path or a body of one."""
+    knowing = {str(file.relative_to(PACKAGE)) for file in SOURCES if "tabstop.api.dialects" in imported_in(file)}
+    assert knowing == {"api/app.py"}
+    told = (PACKAGE / "api/app.py").read_text().lower()
+    bodies = {route.body.__name__ for route in dialect_routes() if route.body is not None}
+    paths = {f'"{route.path}' for route in dialect_routes()}
+    assert [name for name in {*DIALECTS, *bodies, *paths} if name.lower() in told] == []
+
+
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -138,7 +173,7 @@ def test_every_module_says_what_it_knows() -> None:
 
 
 def test_nothing_runs_foreign_code_or_unpickles() -> None:
-    """But the program that is started for it, in a process with limits (evaluation/sandbox.py)."""
+    """But the program that is started for it, in a process with limits (evaluation/programs.py)."""
     found = []
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -17,12 +17,12 @@ from tabstop.call import Call, Confidence, Summary, TextDelta, Usage, up_to_end
 from tabstop.engine.client import EngineClient
 from tabstop.errors import DeadlineError, InputError, InternalError, TabstopError, UnavailableError, from_code
 from tabstop.grammar.specs import Thinking
+from tabstop.parts import Parts
 from tabstop.text.detokenizer import Detokenizer, StopStrings
 from tabstop.text.fim import FillReport
 from tabstop.text.reporting import ReportedPrompt, Reporter, report_prompt
 from tabstop.text.shaping import Shape, Shaper
 from tabstop.text.tokenizer import Tokenizer
-from tabstop.thoughts import Parts
 from tabstop.tools import ToolFormat
 from tabstop.types import ConstraintSpec, Delta, FinishReason, Submit, TokenLogprobs, single_tokens
 
@@ -206,6 +206,7 @@ class Answer:
         request = _Request(engine, submit, first, submit.num_samples, prompt, limit)
         stream = engine.submit(submit)
         self.submits.append(submit)
+        self.summary.engine_ids.append(submit.request_id)
         self.usage.num_prompt_tokens += len(prompt.ids) + prompt.num_healed
         self._spend(len(prompt.ids) + prompt.num_healed)
         self.summary.num_healed_tokens += prompt.num_healed

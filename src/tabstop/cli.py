@@ -21,8 +21,7 @@ import tabstop
 from tabstop import config
 from tabstop.config import EngineConfig, ServerConfig
 from tabstop.errors import InputError, StartupError
-
-EXIT_CANNOT_START, EXIT_INTERRUPTED = 2, 130
+from tabstop.exits import EXIT_CANNOT_START, EXIT_INTERRUPTED
 
 MEASURING = ("bench", "cost", "plan")
 """Commands of bench/cli.py, which is imported only for them and for the list of all commands."""

@@ -145,7 +145,7 @@ def _encode_hole(hole: Hole, call: Call, text: ModelText, info: EngineInfo, poli
         filled.healed,
         filled.report.healed_tokens,
         filled.stop_strings,
-        overlap_of(hole.suffix.replace("\r\n", "\n")) if text.fill.family else "",
+        overlap_of(hole.with_newlines().suffix) if text.fill.family else "",
         hole.has_crlf,
     )
 

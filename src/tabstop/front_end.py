@@ -23,6 +23,8 @@ from tabstop.config import EngineConfig, ServerConfig
 from tabstop.engine import garbage, wire
 from tabstop.engine.process_client import ProcessClient
 from tabstop.errors import StartupError
+from tabstop.exits import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED
+from tabstop.heartbeats import beat, open_heartbeats
 from tabstop.keys import Key, KeyRing
 from tabstop.mapped import make_reserved
 
@@ -33,8 +35,6 @@ METRICS_FILES = ("counter", "histogram", "gauge_livesum")
 
 METRICS_BYTES = 256 << 10
 """Of each file: ten times what the metrics of a model need."""
-
-EXIT_DRAINED, EXIT_CANNOT_START, EXIT_BUG = 0, 2, 70
 
 
 class FrontEndStart(msgspec.Struct, frozen=True):
@@ -77,14 +77,17 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
         garbage.settle()
         upward.tell(pipes.READY)
 
-    counts = Counts(counts_folder(start.folder), start.place, start.server.num_front_ends or start.place + 1)
+    num_places = start.server.num_front_ends or start.place + 1
+    counts = Counts(counts_folder(start.folder), start.place, num_places)
     state = ServerState(is_ready=False, on_ready=on_ready, keys=KeyRing(start.keys), counts=counts)
     serving = asyncio.create_task(run_front_end(service, start.server, listening, stop, state))
     orders = asyncio.create_task(follow_orders(client, stop, state.keys))
+    beating = asyncio.create_task(beat(open_heartbeats(start.folder, num_places), start.place))
     await asyncio.wait([serving, orders], return_when=asyncio.FIRST_COMPLETED)
+    beating.cancel()
     if serving.done():
         serving.result()
-    return EXIT_DRAINED
+    return EXIT_STOPPED
 
 
 async def follow_orders(client: ProcessClient, stop: asyncio.Event, keys: KeyRing) -> None:

@@ -51,7 +51,7 @@ DEFAULT_LIMITS = ServiceLimits()
 SEED_BITS = 63
 """Seeds of clients are taken modulo that many bits."""
 
-Route = Callable[[Call, Sequence[EngineClient]], EngineClient]
+ChooseEngine = Callable[[Call, Sequence[EngineClient]], EngineClient]
 
 
 def route_by_session(call: Call, engines: Sequence[EngineClient]) -> EngineClient:
@@ -98,7 +98,7 @@ class Service:
         *,
         refuse_unknown: bool = False,
         limits: ServiceLimits = DEFAULT_LIMITS,
-        route: Route = route_by_session,
+        route: ChooseEngine = route_by_session,
         log_prompts: bool = False,
     ) -> None:
         """The first model also answers to "" and, unless `refuse_unknown`, to names that nobody has."""

@@ -215,8 +215,10 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     """The engine's state, sent at most ten times a second, also when idle: it is the heartbeat."""
 
     num_steps: int = 0
-    num_waiting: int = 0
-    num_running: int = 0
+    num_waiting: int = 0  # samples; of a request whose prompt is not computed, the first
+    num_running: int = 0  # samples, each in a slot
+    num_requests: int = 0  # that have not ended
+    num_requests_running: int = 0  # of them, with a sample that runs
     ledger: Ledger = Ledger()
     num_prompt_tokens: int = 0  # totals since start
     num_cached_tokens: int = 0

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from tabstop.api.llamacpp import llama_completion_call
-from tabstop.api.openai import Caller, chat_call, completion_call
-from tabstop.api.schema import ChatBody, CompletionBody, LlamaCompletionBody, decode_body
+from tabstop.api.dialects.llamacpp import LlamaCompletionBody, llama_completion_call
+from tabstop.api.dialects.openai import ChatBody, CompletionBody, chat_call, completion_call
+from tabstop.api.fields import Caller
+from tabstop.api.schema import decode_body
 from tabstop.errors import InputError, NotSupportedError
 from tabstop.grammar.specs import (
     choice_constraint,

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tabstop.api.schema import BODIES
-from tabstop.api.tokens import MAX_CHARACTERS
+from tabstop.api.dialects import dialect_routes
+from tabstop.api.dialects.tokens import MAX_CHARACTERS
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
 from tabstop.engine.fake import FakeEngine, scripted
@@ -72,7 +72,7 @@ def test_small_things(client: httpx.Client) -> None:
 
 def test_openapi_describes_the_bodies(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
-    assert {body.__name__ for body in BODIES} <= set(document["components"]["schemas"])
+    assert {route.body.__name__ for route in dialect_routes() if route.body} <= set(document["components"]["schemas"])
     body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]
     assert body["schema"] == {"$ref": "#/components/schemas/ChatBody"}
     n = document["components"]["schemas"]["CompletionBody"]["properties"]["n"]["anyOf"][0]

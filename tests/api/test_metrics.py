@@ -12,6 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api.serving import Running
 
+COUNTED = ("requests_running", "requests_waiting", "samples_running")
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -71,6 +73,17 @@ def test_a_request_shows(server: Running) -> None:
     states = {"used", "waste", "reserved", "cached", "free"}
     assert all(f"tabstop_kv_cache_slots{{engine=0,model=tiny,state={state}}}" in after for state in states)
     assert not any("made-up" in name for name in after)
+
+
+def test_requests_and_their_samples(endless: Running) -> None:
+    body = {"prompt": ["x", "y"], "n": 3, "max_tokens": 2000, "stream": True}
+    with httpx.stream("POST", endless.url + "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        running = samples(httpx.get(endless.url + "/metrics").text)
+    endless.assert_idle()
+    counts = {name: running[f"tabstop_num_{name}{{engine=0,model=tiny}}"] for name in COUNTED}
+    assert counts == {"requests_running": 2, "requests_waiting": 0, "samples_running": 6}
 
 
 def test_any_front_end_shows_the_sum_over_all(checkpoint, tmp_path: Path) -> None:

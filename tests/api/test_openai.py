@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from tabstop.api.openai import Caller, ChatFormat, CompletionFormat, chat_call, completion_call
-from tabstop.api.schema import ChatBody, CompletionBody, Refused, decode_body
+from tabstop.api.chunks import ChatFormat
+from tabstop.api.dialects.openai import ChatBody, CompletionBody, CompletionFormat, chat_call, completion_call
+from tabstop.api.fields import Caller
+from tabstop.api.schema import Refused, decode_body
 from tabstop.call import Call, TextDelta, TextPrompt, TokenPrompt, Usage
 from tabstop.errors import InputError, NotSupportedError, UnavailableError
 from tabstop.text.chat import Conversation

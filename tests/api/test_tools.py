@@ -15,8 +15,9 @@ import msgspec
 import openai
 import pytest
 
-from tabstop.api.openai import Caller, chat_call
-from tabstop.api.schema import ChatBody, decode_body
+from tabstop.api.dialects.openai import ChatBody, chat_call
+from tabstop.api.fields import Caller
+from tabstop.api.schema import decode_body
 from tabstop.checkpoint import Checkpoint, open_checkpoint
 from tabstop.config import EngineConfig
 from tabstop.engine.build import build_core

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tabstop.api.openai import Caller, chat_call
-from tabstop.api.schema import ChatBody, decode_body
+from tabstop.api.dialects.openai import ChatBody, chat_call
+from tabstop.api.fields import Caller
+from tabstop.api.schema import decode_body
 from tabstop.checkpoint import open_checkpoint
 from tabstop.encoding import PromptPolicy, encode_prompts
 from tabstop.engine.fake import INFO

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tabstop.bench.exits import fails_in_one_line
 from tabstop.bench.golden import Behaviour
 from tabstop.bench.records import Record, Session, Turn
 from tabstop.bench.run import RunSetup, execute, warm_up
@@ -19,6 +18,7 @@ from tabstop.bench.workers import LoadPlan, WorkerPool, read_frame, write_frame
 from tabstop.bench.workloads import WorkloadSpec
 from tabstop.bench.workloads.prompts import TextMaker
 from tabstop.errors import InternalError
+from tabstop.exits import fails_in_one_line
 
 SESSIONS = [Session(index=i, start=0.0, turns=[Turn(text=f" {i}", max_tokens=2)]) for i in range(9)]
 

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from tabstop.bench.cli_money import cost
 from tabstop.bench.client import Endpoint
-from tabstop.bench.exits import fails_in_one_line
 from tabstop.bench.html import to_html
 from tabstop.bench.metrics import summarize
 from tabstop.bench.options import Options, make_endpoint
@@ -23,6 +22,7 @@ from tabstop.bench.records import Chunk, Record
 from tabstop.bench.report import BenchReport, RunSection, describe_endpoint, redacted, write_report
 from tabstop.bench.run import RunSetup
 from tabstop.errors import ConfigError, InputError
+from tabstop.exits import fails_in_one_line
 
 EVIL = "[/red] [bold </script><script>alert(1)</script>"
 

@@ -254,6 +254,31 @@ def test_min_tokens_passes_stop_tokens():
         assert num_tokens >= min_tokens and (min_tokens or num_tokens < 40)
 
 
+def test_requests_are_counted_apart_from_their_samples():
+    core = make_core(max_num_seqs=3)
+    driver = Driver(core)
+
+    def counts() -> tuple[int, int, int, int]:
+        stats = core.stats()
+        return (
+            stats.num_requests_running,
+            stats.num_requests - stats.num_requests_running,
+            stats.num_running,
+            stats.num_waiting,
+        )
+
+    driver.add([1, 2], 8, num_samples=2)
+    driver.add([3, 4], 8, num_samples=2)
+    assert counts() == (0, 2, 0, 2)
+    while core.stats().num_running < 3:
+        driver.step()
+    assert counts() == (2, 0, 3, 1)  # a sample of the second has no slot
+    driver.add([5, 6], 8)
+    assert counts() == (2, 1, 3, 2)
+    driver.run()
+    assert counts() == (0, 0, 0, 0)
+
+
 def test_what_cannot_be_served_is_refused_with_one_terminal_delta():
     core = make_core(num_blocks=8, block_size=4, max_num_waiting=2)
     assert core.info.max_num_waiting == 2  # front ends are told
@@ -409,6 +434,26 @@ def test_prompt_only_requests_compute_and_end():
     driver.run()
     assert driver.finish[key, 0] is FinishReason.LENGTH and driver.tokens[key, 0] == []
     assert core.workers.num_computed_tokens == 40
+
+
+def test_what_is_in_hand_is_noted_before_it_is_computed():
+    """Whoever looks after the engine died finds the request that was begun last."""
+    core = make_core(max_num_seqs=2)
+    driver, noted = Driver(core), []
+    launch, core.note = core.workers.launch, noted.append
+    seen = []
+
+    def launching(plan):
+        seen.append(noted[-1])
+        return launch(plan)
+
+    core.workers.launch = launching
+    keys = [driver.add([1, 2, n], 4) for n in range(4)]
+    driver.run()
+    assert seen[0] == keys[:2] and seen[-1] == keys[2:]
+    constrained = driver.add([1, 2], 4, constraints=(ConstraintSpec("unheard of", 1),))
+    assert noted[-1] == [constrained]
+    driver.run()
 
 
 class Faulty(OnlyEven):

@@ -13,7 +13,10 @@ from types import TracebackType
 
 import msgspec
 
-from tabstop.api import llamacpp, mistral, openai, schema
+from tabstop.api.dialects import dialect_routes
+from tabstop.api.endpoints import Generating
+from tabstop.api.fields import Caller
+from tabstop.api.schema import decode_body
 from tabstop.bench.sse import EventParser
 from tabstop.call import Call
 from tabstop.checkpoint import Checkpoint, open_checkpoint
@@ -50,16 +53,14 @@ class allowed(contextlib.suppress):
         return super().__exit__(kind, error, trace)
 
 
-CALLER = openai.Caller("fuzz", "", {})
+CALLER = Caller("fuzz", "", {})
 LIMITS = RenderLimits(num_characters=1 << 18, seconds=0.5)
 INFO = EngineInfo("tiny", "Llama", 512, tiny.VOCAB_SIZE, 16, 64, 8)
-CALLS: tuple[tuple[type[msgspec.Struct], Callable[..., Call]], ...] = (
-    (schema.CompletionBody, openai.completion_call),
-    (schema.ChatBody, openai.chat_call),
-    (schema.MistralBody, mistral.fim_call),
-    (schema.InfillBody, llamacpp.infill_call),
-    (schema.LlamaCompletionBody, llamacpp.llama_completion_call),
-)
+CALLS: list[tuple[type[msgspec.Struct], Callable[..., Call]]] = [
+    (route.body, route.endpoint.make_call)
+    for route in dialect_routes()
+    if route.body is not None and isinstance(route.endpoint, Generating)
+]
 
 
 @cache
@@ -142,7 +143,7 @@ def body(data: bytes) -> None:
     """A request body: the first byte says of which dialect. From JSON to token ids and sampling parameters."""
     kind, make_call = CALLS[data[0] % len(CALLS)] if data else CALLS[0]
     with allowed(TabstopError):
-        call = make_call(schema.decode_body(data[1:], kind), CALLER)
+        call = make_call(decode_body(data[1:], kind), CALLER)
         make_sampling(call, _text(), INFO.vocab_size, 0)
         encode_prompts(call, _text(), INFO, PromptPolicy())
 

@@ -1,4 +1,4 @@
-"""What goes to PyTorch's packed kernels, against the float matrix; and attention beside it, against the reference."""
+"""What goes to PyTorch's packed kernels, against the float matrix."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tabstop.attention import Need
 from tabstop.attention.reference import ReferenceAttention
-from tabstop.attention.sdpa import SdpaAttention
 from tabstop.kernels.cpu import library
 from tabstop.quant.gguf import dequantize
 from tabstop.quant.prepacked import PROBE, Int4Weight, Int8Weight, Probe, int4_parts, int8_parts, tried
-from tests.attention.test_cpu import STEPS, Steps, allocate
 from tests.models.oracle import load, oracle_logits
 from tests.models.paged import PagedRunner
 from tests.quant.test_tiles import error, stored
@@ -32,7 +29,7 @@ COUNTS = (1, 2, 8, 33, 64, 65, 600)
 def test_blocks_of_4_bits_keep_their_integers(encoding: str) -> None:
     blocks = stored(encoding, 48, 256)
     weight, expected = Int4Weight(*int4_parts(blocks)), dequantize(blocks)
-    assert error(weight.decoded(slice(0, 48)).float(), expected) < 4e-3  # scales are bfloat16
+    assert error(weight.decoded(slice(0, 48)).T.float(), expected) < 4e-3  # scales are bfloat16
     ids = torch.tensor([47, 0, 5])
     assert error(weight.gather(ids).float(), expected[ids]) < 6e-3
     for count in COUNTS:
@@ -50,6 +47,18 @@ def test_other_weights_are_rounded_to_8_bits_a_row(encoding: str) -> None:
     for count in COUNTS:
         x = torch.randn(count, 256).bfloat16()
         assert error(weight.multiply(x, bias).float(), x.float() @ expected.T + bias) < 3e-2
+
+
+@pytest.mark.parametrize("encoding", ["Q4_1", "Q8_0"])
+def test_many_rows_meet_the_matrix_window_by_window(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first window was decoded in inference mode, whose tensors nobody else may write to."""
+    blocks = stored(encoding, 112, 256)
+    weight = Int4Weight(*int4_parts(blocks)) if encoding == "Q4_1" else Int8Weight(*int8_parts(blocks))
+    x = torch.randn(70, 256).bfloat16()
+    with torch.inference_mode():
+        expected = weight.many(x)
+    monkeypatch.setattr("tabstop.quant.prepacked.WINDOW_VALUES", 48 * 128)
+    assert error(weight.many(x).float(), expected.float()) < 1e-3
 
 
 def test_a_probe_finds_wrong_and_missing_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,22 +93,6 @@ def test_a_folder_is_served_without_a_library(tmp_path: Path) -> None:
     (expected,) = oracle_logits(folder, [list(range(40))])
     assert served.weights == "int8 (PyTorch)"
     assert error(PagedRunner(served, dtype=torch.bfloat16).logits(list(range(40))), expected) < 0.05
-
-
-@pytest.mark.parametrize("window", [None, 7, 300])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 16), (9, 3, 64), (14, 2, 128)])
-def test_attention_in_bfloat16_equals_the_reference(heads: int, kv_heads: int, dim: int, window: int | None) -> None:
-    need = Need(heads, kv_heads, dim, torch.bfloat16, torch.bfloat16, torch.device("cpu"), 16)
-    steps, reference, backend = Steps(need), ReferenceAttention(need), SdpaAttention(need)
-    expected_kv, kv = allocate(reference, need), allocate(backend, need)
-    for lens in [*STEPS, [1]]:
-        steps.tables, steps.lens = steps.tables[: len(lens)], steps.lens[: len(lens)]
-        batch, (q, k, v) = steps.next(lens)
-        expected = reference.run(q, k, v, expected_kv, reference.plan(batch), dim**-0.5, window)
-        narrow = [each.bfloat16() for each in (q, k, v)]
-        actual = backend.run(*narrow, kv, backend.plan(batch), dim**-0.5, window)
-        assert error(actual.float(), expected) < 1e-2
-    assert torch.equal(kv, expected_kv)
 
 
 @pytest.mark.parametrize(("num_slow", "reason"), [(10, None), (1000, "slower than bfloat16")])

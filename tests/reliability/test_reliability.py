@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[Server]:
     """One for all faults that a server survives; the last thing it does is to leave nothing."""
-    with serving(model, "--num-front-ends", "2", *loris.LIMITS) as running:
+    with serving(model, "--num-front-ends", "2", *loris.LIMITS, *kills.TIMEOUT) as running:
         yield running
         assert running.stop() == 0
         running.assert_nothing_left()
@@ -55,9 +55,15 @@ def test_clients_that_hold_connections_are_let_go(server: Server) -> None:
     assert tally.kinds["finished"] > 10, tally.kinds
 
 
-def test_a_lost_front_end_cuts_its_own_connections_only(server: Server) -> None:
-    tally = kills.kill_front_ends(server, 1, seed=1)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_front_end_cuts_its_own_connections_only(server: Server, number: signal.Signals) -> None:
+    tally = kills.kill_front_ends(server, [number], seed=1)
     assert tally.kinds["finished"] > 10, tally.kinds
+    assert ("gave no sign of life" in server.text) == (number is signal.SIGSTOP)
+
+
+def test_a_server_that_stood_still_goes_on_as_it_was(server: Server) -> None:
+    kills.stand_still(server, 1.2 * kills.ENGINE_TIMEOUT)
 
 
 def test_odd_requests_get_no_5xx(model: Path) -> None:

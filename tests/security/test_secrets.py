@@ -21,7 +21,7 @@ import msgspec
 import pytest
 
 from tabstop import logs
-from tabstop.api.schema import BODIES
+from tabstop.api.dialects import dialect_routes
 from tabstop.checkpoint import Checkpoint
 from tabstop.config import ServerConfig
 from tabstop.engine.delivery import DeltaStream
@@ -108,7 +108,7 @@ def minimal(place: str) -> dict[str, Any]:
 
 def bodies() -> Iterator[tuple[str, bytes]]:
     """Every field of every body with a secret in every shape, then what is no body at all."""
-    kinds = {kind.__name__: kind for kind in BODIES}
+    kinds = {route.body.__name__: route.body for route in dialect_routes() if route.body}
     assert set(PLACES.values()) == set(kinds)
     for place, name in PLACES.items():
         for field in msgspec.structs.fields(kinds[name]):

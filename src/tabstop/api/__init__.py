@@ -1,20 +1,29 @@
-"""HTTP: one file a dialect, each two pure directions (JSON body → Call, text delta → bytes), and what all share.
+"""HTTP: one file a dialect (dialects/), and what all of them share.
 
-The contract of a dialect is the `Format` below. app.py joins dialects to paths; reply.py runs a Call and writes what a
-Format makes of its deltas; edge.py stands in front of every route. Imports no torch, knows no tokens.
+A dialect is a list of Routes: where a client asks, what it sends, and how that is answered. Most generate: a pure
+function makes a Call of the body, and a pure ReplyFormat makes bytes of what comes of it (endpoints.py). app.py puts
+them on one application and knows none by name; edge.py stands in front of all. Imports no torch, knows no tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tabstop.keys import INFER
 
 if TYPE_CHECKING:
+    import msgspec
+    from starlette.requests import Request
+    from starlette.responses import Response
+
     from tabstop.call import TextDelta, Usage
     from tabstop.errors import TabstopError
+    from tabstop.service import Service
 
 
-class Format(Protocol):
+class ReplyFormat(Protocol):
     """How one answer looks on the wire. Pure: bytes out of deltas; made anew for each request."""
 
     media_type: str
@@ -39,3 +48,24 @@ class Format(Protocol):
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
         """The JSON body of an answer that is not streamed; the deltas are merged, one a choice, in order."""
         ...
+
+
+Endpoint = Callable[["Service", "Request", Any], Awaitable["Response"]]
+"""What answers at a route, given its body (None where it takes none). Raises TabstopError before anything is sent."""
+
+ErrorForm = Callable[["TabstopError"], Any]
+"""The JSON object that tells of an error before anything is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A path and what is there."""
+
+    method: str
+    path: str
+    summary: str
+    endpoint: Endpoint
+    body: type[msgspec.Struct] | None = None  # what is sent there, decoded (schema.py); its name and doc are public
+    is_versioned: bool = True  # also under /v1
+    scope: str | None = INFER  # that a key must have; None: any key will do
+    error_form: ErrorForm | None = None  # also of errors at the edge; None: OpenAI's

@@ -165,7 +165,7 @@ class Ceilings:
         try:
             self._enter(counts)
         except TabstopError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tabstop.api.errors import error_body
+from tabstop.api.errors import error_object
 from tabstop.config import ServerConfig
 from tabstop.errors import HeaderTooLargeError, InputError, OverloadedError, RequestTimeoutError, TabstopError
 
@@ -128,7 +129,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: TabstopError) -> None:
         """Answers by itself and closes. Nothing when an answer is under way: its end is the client's business."""
         if self._is_idle and not self.transport.is_closing():
-            body = error_body(error)
+            body = msgspec.json.encode(error_object(error))
             status = HTTPStatus(error.status)
             head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
             if error.retry_after is not None:

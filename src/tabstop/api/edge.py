@@ -68,7 +68,7 @@ class Edge:
             log.exception("request %s failed", request_id)
             if not started:
                 error = InternalError(f"internal error; the server's log has it under request id {request_id}")
-                await error_response(error)(scope, receive, send_with_id)
+                await error_response(error, scope)(scope, receive, send_with_id)
 
 
 class Guard:
@@ -98,7 +98,7 @@ class Guard:
                 if scope["path"] not in OPEN_PATHS:
                     key = self._check(headers)
             except TabstopError as error:
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope)(scope, receive, send)
                 return
             scope.setdefault("state", {}).update(key=key, tenant="" if key is None else key.tenant or key.name)
         elif scope["type"] == "websocket":  # there are none

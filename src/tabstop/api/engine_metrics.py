@@ -43,9 +43,16 @@ def _usage(ledger: Ledger) -> float:
     return (ledger.used + ledger.waste + ledger.reserved) / ledger.total if ledger.total else 0.0
 
 
+def _num_requests_waiting(stats: Stats) -> int:
+    """A preempted one, too; one with n samples waits until the first of them runs."""
+    return stats.num_requests - stats.num_requests_running
+
+
 FIGURES = (
-    _Figure("num_requests_running", "Requests being computed", lambda info, stats: stats.num_running),
-    _Figure("num_requests_waiting", "Requests in the queue", lambda info, stats: stats.num_waiting),
+    _Figure("num_requests_running", "Requests being computed", lambda info, stats: stats.num_requests_running),
+    _Figure("num_requests_waiting", "Requests in the queue", lambda info, stats: _num_requests_waiting(stats)),
+    _Figure("num_samples_running", "Samples being computed, each in a slot", lambda info, stats: stats.num_running),
+    _Figure("max_num_seqs", "Slots", lambda info, stats: info.max_num_seqs),
     _Figure("kv_cache_usage_ratio", "Part of the KV pool that requests hold", lambda info, stats: _usage(stats.ledger)),
     _Figure("kv_cache_slots", "Token slots of the KV pool", lambda info, stats: _slots(stats.ledger), "state"),
     _Figure("kv_cache_blocks", "Blocks of the KV pool", lambda info, stats: info.num_blocks),

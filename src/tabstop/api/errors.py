@@ -1,31 +1,32 @@
-"""Errors → HTTP, in OpenAI's form: {"error": {"message", "type", "param", "code"}}.
+"""Errors → HTTP, in a route's own form or in OpenAI's: {"error": {"message", "type", "param", "code"}}.
 
 Messages come from errors.py and are safe to show; what is not a TabstopError shows as a bare 500 and goes to the log.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
+from tabstop.api import ErrorForm
 from tabstop.errors import InputError, PayloadTooLargeError, RequestTimeoutError, TabstopError
 
 RETRY_LATER = (429, 503)
 
 
-def error_object(error: TabstopError) -> dict[str, str | None]:
-    """OpenAI's error object."""
-    return {"message": error.message, "type": error.openai_type, "param": error.param, "code": error.code}
+def error_object(error: TabstopError) -> dict[str, Any]:
+    """OpenAI's, as a body."""
+    shown = {"message": error.message, "type": error.openai_type, "param": error.param, "code": error.code}
+    return {"error": shown}
 
 
-def error_body(error: TabstopError) -> bytes:
-    return msgspec.json.encode({"error": error_object(error)})
-
-
-def error_response(error: TabstopError) -> Response:
+def error_response(error: TabstopError, scope: Scope) -> Response:
     """The response of a request that failed before anything was sent."""
     headers = {}
     if error.status in RETRY_LATER:
@@ -34,7 +35,9 @@ def error_response(error: TabstopError) -> Response:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, PayloadTooLargeError | RequestTimeoutError):
         headers["connection"] = "close"  # the rest of the body is not read
-    return Response(error_body(error), error.status, headers, "application/json")
+    forms: Mapping[str, ErrorForm] = scope["app"].state.error_forms
+    form: ErrorForm = forms.get(scope["path"], error_object)
+    return Response(msgspec.json.encode(form(error)), error.status, headers, "application/json")
 
 
 def routing_response(error: HTTPException) -> Response:

@@ -1,4 +1,4 @@
-"""Log-probabilities in the shape of each dialect. JSON has no infinity: less than LEAST is shown as LEAST."""
+"""Log-probabilities in OpenAI's and vLLM's shapes. JSON has no infinity: less than LEAST is shown as LEAST."""
 
 from __future__ import annotations
 
@@ -54,13 +54,8 @@ def chat_logprobs(tokens: Sequence[ReportedToken]) -> dict[str, Any] | None:
     """Of chats."""
     if not tokens:
         return None
-    content = [_chat_entry(token.chosen) | {"top_logprobs": list(map(_chat_entry, token.top))} for token in tokens]
+    content = [chat_entry(token.chosen) | {"top_logprobs": list(map(chat_entry, token.top))} for token in tokens]
     return {"content": content, "refusal": None}
-
-
-def llama_probabilities(tokens: Sequence[ReportedToken]) -> list[dict[str, Any]]:
-    """llama.cpp's completion_probabilities."""
-    return [_llama_entry(token.chosen) | {"top_logprobs": list(map(_llama_entry, token.top))} for token in tokens]
 
 
 def _by_text(entries: Sequence[Likelihood]) -> dict[str, float]:
@@ -83,12 +78,9 @@ def _text(spelled: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
 
-def _chat_entry(entry: Likelihood) -> dict[str, Any]:
+def chat_entry(entry: Likelihood) -> dict[str, Any]:
+    """A token of a chat."""
     return {"token": entry.text, "logprob": _shown(entry), "bytes": list(entry.spelled)}
-
-
-def _llama_entry(entry: Likelihood) -> dict[str, Any]:
-    return {"id": entry.token_id, **_chat_entry(entry)}
 
 
 def _vllm_entry(entry: Likelihood) -> dict[str, Any]:

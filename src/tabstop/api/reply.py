@@ -1,4 +1,4 @@
-"""Runs a Call and writes its answer, streamed or whole, in the form that a dialect gives (api.Format).
+"""Runs a Call and writes its answer, streamed or whole, in the form that a dialect gives (api.ReplyFormat).
 
 The first news from the engine is awaited before the response begins, so that errors have their own status. A client
 that goes away is noticed at once, whatever is being waited for, and everything of its request is dropped.
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tabstop.answer import Answer
-from tabstop.api import Format
+from tabstop.api import ReplyFormat
 from tabstop.call import Call, TextDelta, best_choices
 from tabstop.errors import TabstopError
 from tabstop.service import Service
@@ -25,7 +25,7 @@ from tabstop.types import FinishReason
 class Reply(Response):
     """Raises TabstopError, when called by the server, if the answer fails before anything was sent."""
 
-    def __init__(self, service: Service, call: Call, form: Format, *, stream: bool) -> None:
+    def __init__(self, service: Service, call: Call, form: ReplyFormat, *, stream: bool) -> None:
         self.background = None
         self._service = service
         self._call = call

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tabstop.api.schema import ChatBody, CompletionBody, Generation
+from tabstop.api.schema import Generation
 from tabstop.errors import InputError, NotSupportedError
 
 
@@ -56,21 +56,7 @@ def _truncation(num_tokens: int | None) -> int | None:
     return None if num_tokens is None else max(0, num_tokens)
 
 
-def completion_num_logprobs(body: CompletionBody) -> int | None:
-    """A number; chats' spelling is told apart."""
-    if body.top_logprobs is not None or body.logprobs is True:
-        raise InputError("/v1/completions takes `logprobs` as a number, and no `top_logprobs`", param="logprobs")
-    if body.logprobs is None or body.logprobs is False:
-        return None
-    if body.echo and (body.suffix or body.files):
-        message = (
-            "`logprobs` with `echo` is of the prompt's own tokens, and a hole is laid out in others; leave one out"
-        )
-        raise InputError(message, param="logprobs")
-    return int(body.logprobs)
-
-
-def num_prompt_logprobs(body: CompletionBody | ChatBody) -> int | None:
+def num_prompt_logprobs(body: Generation) -> int | None:
     """Raises InputError."""
     if body.prompt_logprobs is not None and body.stream:
         raise InputError("prompt_logprobs needs the whole answer; leave stream out", param="prompt_logprobs")

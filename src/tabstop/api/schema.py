@@ -1,7 +1,8 @@
 """The bodies that clients send, as msgspec structs: every integer bounded, unknown keys tolerated.
 
-Knows forms, not meanings: openai.py and tokens.py turn bodies into calls. Parameters of OpenAI and its relatives that
-this server does not have are declared too, so that using one is refused by name instead of silently ignored.
+Has what all that generate share; the rest is each dialect's. Knows forms, not meanings: fields.py and the dialects turn
+bodies into calls. Parameters of OpenAI and its relatives that this server does not have are declared too, so that using
+one is refused by name instead of silently ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import msgspec
 from msgspec import Meta
 
 from tabstop.errors import InputError
-from tabstop.text.messages import MessageBody, Messages
 from tabstop.types import MAX_LOGPROBS
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -27,6 +27,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Repetition = Annotated[float, Meta(ge=0.01, le=100)]
 Bias = Annotated[float, Meta(ge=-100, le=100)] | bool  # false bans
 NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
+Prompts = str | list[str | TokenId | list[TokenId]]  # a text, texts, ids, or lists of ids
 
 
 class StreamOptions(msgspec.Struct):
@@ -69,7 +70,7 @@ class Constrained(Refused, kw_only=True):
 
 
 class Generation(Constrained, kw_only=True):
-    """What completions and chats share. null always means: not given."""
+    """What completions, chats and holes share. null always means: not given."""
 
     model: Name | None = None
     stream: bool | None = None
@@ -131,133 +132,6 @@ class AroundHole(Generation, kw_only=True):
     distinct: bool | None = None
     confidence: bool | None = None
     min_confidence: Annotated[float, Meta(ge=-1000, le=0)] | None = None
-
-
-class OllamaOptions(msgspec.Struct, kw_only=True):
-    """What Ollama's clients say beside a prompt; num_predict below 0 is no limit."""
-
-    num_predict: Annotated[int, Meta(ge=-2, le=2**31 - 1)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Share | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    seed: Seed | None = None
-    stop: str | list[str] | None = None
-
-
-class CompletionBody(AroundHole, kw_only=True):
-    """POST /v1/completions."""
-
-    prompt: str | list[str | TokenId | list[TokenId]] | None = None
-    options: OllamaOptions | None = None
-    suffix: str | None = None
-    echo: bool | None = None
-    add_special_tokens: bool | None = None
-
-
-class MistralBody(AroundHole, kw_only=True):
-    """POST /v1/fim/completions."""
-
-    prompt: str
-    suffix: str | None = None
-    random_seed: Seed | None = None
-
-
-class LlamaBody(AroundHole, kw_only=True):
-    """What /infill and /completion share."""
-
-    n_predict: Annotated[int, Meta(ge=-2, le=2**31 - 1)] | None = None
-    n_indent: Count | None = None
-    n_cmpl: Annotated[int, Meta(ge=1, le=1024)] | None = None
-    repeat_penalty: Repetition | None = None
-    repeat_last_n: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
-    n_probs: NumLogprobs | None = None
-    t_max_predict_ms: Annotated[float, Meta(ge=0)] | None = None
-    response_fields: list[Name] | None = None
-    return_tokens: bool | None = None
-    id_slot: int | None = None
-
-
-class InfillBody(LlamaBody, kw_only=True):
-    """POST /infill."""
-
-    input_prefix: str | None = None
-    input_suffix: str | None = None
-    input_extra: Annotated[list[FileBody], Meta(max_length=1024)] | None = None
-    prompt: str | None = None
-
-
-class LlamaCompletionBody(LlamaBody, kw_only=True):
-    """POST /completion."""
-
-    prompt: str | list[str | TokenId | list[TokenId]] | None = None
-
-
-class ChatBody(Generation, kw_only=True):
-    """POST /v1/chat/completions."""
-
-    messages: Messages
-    max_completion_tokens: Count | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: Any = None  # switches of text/messages.py
-    reasoning_effort: Name | None = None
-    include_reasoning: bool | None = None
-    separate_reasoning: bool | None = None
-    reasoning_format: Literal["none", "auto", "deepseek"] | None = None  # as llama.cpp names them
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: bool | None = None
-    # refused as those above
-    functions: Any = None
-    function_call: Any = None
-    chat_template: Any = None
-    documents: Any = None
-    modalities: Any = None
-    audio: Any = None
-    echo: Any = None
-
-
-class TokenizeBody(msgspec.Struct, kw_only=True):
-    """POST /tokenize: a `prompt` or `messages`, or llama.cpp's `content` with its own defaults."""
-
-    model: Name | None = None
-    prompt: str | None = None
-    add_special_tokens: bool = True
-    messages: list[MessageBody] | None = None
-    tools: list[dict[str, Any]] | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool | None = None
-    chat_template_kwargs: Any = None
-    reasoning_effort: Name | None = None
-    content: str | None = None
-    add_special: bool = False
-    parse_special: bool = True
-    with_pieces: bool = False
-
-
-class TemplateBody(msgspec.Struct, kw_only=True):
-    """POST /apply-template."""
-
-    messages: Messages
-    tools: list[dict[str, Any]] | None = None
-    model: Name | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool | None = None
-    chat_template_kwargs: Any = None
-    reasoning_effort: Name | None = None
-
-
-class DetokenizeBody(msgspec.Struct, kw_only=True):
-    """POST /detokenize."""
-
-    tokens: Annotated[list[TokenId], Meta(max_length=512 << 10)]
-    model: Name | None = None
-
-
-BODIES = (
-    *(CompletionBody, ChatBody, MistralBody, InfillBody, LlamaCompletionBody),
-    *(TokenizeBody, DetokenizeBody, TemplateBody),
-)
 
 
 def _choices(kind: type[msgspec.Struct], name: str | None) -> str:

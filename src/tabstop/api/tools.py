@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tabstop.api.schema import ChatBody
 from tabstop.errors import InputError, NotSupportedError
 from tabstop.tools import MAX_NAME, CallPiece, Function, ToolUse
 from tabstop.types import ConstraintSpec
@@ -66,21 +65,20 @@ def _may_be_object(kind: Any) -> bool:
     return kind == "object" or (isinstance(kind, list) and "object" in kind)
 
 
-def tool_use(body: ChatBody, constraints: Sequence[ConstraintSpec]) -> ToolUse | None:
-    """What the answer may, or must, call; None for nothing. `constraints`: of the text, if any.
+def tool_use(
+    given: list[dict[str, Any]] | None, asked: Any, constraints: Sequence[ConstraintSpec], *, is_parallel: bool
+) -> ToolUse | None:
+    """What the answer may, or must, call; None for nothing. `asked`: tool_choice. `constraints`: of the text, if any.
 
     Raises InputError or NotSupportedError, naming the parameter.
     """
-    for old in ("functions", "function_call"):
-        if getattr(body, old) not in (None, [], "none", "auto"):
-            raise NotSupportedError(f"`{old}` is the old form; use `tools` and `tool_choice` instead", param=old)
-    tools = template_tools(body.tools) or []
-    strict = [bool(tool["function"].get("strict")) for tool in body.tools or ()]
+    tools = template_tools(given) or []
+    strict = [bool(tool["function"].get("strict")) for tool in given or ()]
     functions = [
         Function(tool["function"]["name"], tool["function"]["parameters"], is_strict)
         for tool, is_strict in zip(tools, strict, strict=True)
     ]
-    choice, allowed = _choice(body.tool_choice)
+    choice, allowed = _choice(asked)
     if allowed is not None:
         _check_known(allowed, [function.name for function in functions])
         functions = [function for function in functions if function.name in allowed]
@@ -91,8 +89,8 @@ def tool_use(body: ChatBody, constraints: Sequence[ConstraintSpec]) -> ToolUse |
     if constraints and (choice in REQUIRED or constraints[0].kind != "json_schema"):
         reason = "the answer must be a call" if choice in REQUIRED else "only a JSON schema can stand beside tools"
         raise InputError(f"tools and a format of the text: {reason}; leave one of them out", param="tool_choice")
-    is_one = isinstance(body.tool_choice, dict) and body.tool_choice.get("type") == "function"
-    return ToolUse(tuple(functions), choice in REQUIRED, body.parallel_tool_calls is not False and not is_one)
+    is_one = isinstance(asked, dict) and asked.get("type") == "function"
+    return ToolUse(tuple(functions), choice in REQUIRED, is_parallel and not is_one)
 
 
 def _choice(given: Any) -> tuple[str, list[str] | None]:

@@ -29,7 +29,8 @@ class Group:
     positions: torch.Tensor  # int64 [R, Q] of the queries
     num_queries: int
     longest: int  # context of the rows
-    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)  # by window: additive float32 [R, 1, Q, L]
+    rest: torch.Tensor  # int64 places in [R * L] of last blocks that are past their row's context
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)  # by window: additive, as `attend` takes them
 
 
 @dataclass(slots=True)
@@ -51,9 +52,10 @@ class ReferenceAttention:
 
     def __init__(self, need: Need) -> None:
         self.need = need
+        self.num_sharing = need.num_heads // need.num_kv_heads  # heads that share keys
 
     def allocate(self, spec: CacheSpec, num_blocks: int) -> torch.Tensor:
-        """Zeros: a masked position counts 0 times its value, which must not be a NaN left by someone else."""
+        """Zeros: a masked position counts 0 times its value, which must not be a NaN."""
         assert spec.kind is CacheKind.PAGED
         shape = (2, num_blocks, self.need.block_size, spec.num_kv_heads, spec.head_dim)
         if self.need.device.type != "cpu":
@@ -68,20 +70,19 @@ class ReferenceAttention:
                 kv[:, target, :num_tokens] = kv[:, source, :num_tokens]
 
     def plan(self, batch: AttentionBatch) -> Plan:
-        by_shape: dict[tuple[int, int], list[int]] = {}
-        for row, (queries, context) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
-            by_shape.setdefault((queries, context.bit_length()), []).append(row)
-        groups = [self._group(batch, rows, queries) for (queries, _), rows in by_shape.items()]
-        return Plan(batch.kv_slots, groups)
+        return Plan(batch.kv_slots, [self.group(batch, rows) for rows in alike(batch)])
 
-    def _group(self, batch: AttentionBatch, rows: list[int], num_queries: int) -> Group:
-        device, block_size = batch.kv_slots.device, self.need.block_size
+    def group(self, batch: AttentionBatch, rows: list[int]) -> Group:
+        """Rows that are alike, together."""
+        device, block_size, num_queries = batch.kv_slots.device, self.need.block_size, batch.query_lens[rows[0]]
         longest = max(batch.context_lens[row] for row in rows)
         num_blocks = -(-longest // block_size)
         index = torch.tensor(rows, device=device)
         contexts = batch.contexts[index].long()[:, None]
         tables = batch.block_tables[index, :num_blocks].long()
         used = torch.arange(num_blocks, device=device) * block_size < contexts
+        places = torch.arange(num_blocks * block_size, device=device)
+        rest = (places >= contexts) & (places < (contexts + block_size - 1) // block_size * block_size)
         queries = torch.arange(num_queries, device=device)
         tokens = batch.query_starts[index].long()[:, None] + queries
         return Group(
@@ -90,6 +91,7 @@ class ReferenceAttention:
             positions=contexts - num_queries + queries,
             num_queries=num_queries,
             longest=longest,
+            rest=rest.flatten().nonzero()[:, 0],
         )
 
     def run(
@@ -107,7 +109,7 @@ class ReferenceAttention:
         result = torch.empty_like(q)
         for group in meta.groups:
             queries = q if len(group.tokens) == len(q) else q[group.tokens]
-            keys, values = gather_blocks(kv, group.tables).float()
+            keys, values = gather_blocks(kv, group).float()
             attended = attend(queries, keys, values, self.mask(group, window), scale)
             if len(meta.groups) == 1:
                 return attended.to(q.dtype)
@@ -119,13 +121,26 @@ class ReferenceAttention:
         if window not in group.masks:
             length = group.tables.shape[1] * self.need.block_size
             places = torch.arange(length, device=group.tables.device)
-            query = group.positions[:, :, None]
-            seen = places <= query
-            if window is not None:
-                seen &= places > query - window
-            mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
-            group.masks[window] = mask[:, None]
+            group.masks[window] = mask_of(group.positions[:, None, :, None], places, window, self.num_sharing)
         return group.masks[window]
+
+
+def alike(batch: AttentionBatch) -> list[list[int]]:
+    """Rows with equal numbers of queries and similar contexts."""
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for row, (queries, context) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
+        by_shape.setdefault((queries, context.bit_length()), []).append(row)
+    return list(by_shape.values())
+
+
+def mask_of(queries: torch.Tensor, places: torch.Tensor, window: int | None, num_sharing: int) -> torch.Tensor:
+    """queries [..., Q, 1] and places [L], both positions → 0 where a query sees a place, else -inf: float32
+    [..., num_sharing * Q, L], the queries once for each head that shares keys; for lone queries [..., 1, L]."""
+    seen = places <= queries
+    if window is not None:
+        seen &= places > queries - window
+    mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
+    return torch.cat([mask] * num_sharing, dim=-2) if mask.shape[-2] > 1 else mask
 
 
 def store(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, kv_slots: torch.Tensor) -> None:
@@ -133,9 +148,16 @@ def store(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, kv_slots: torch.Te
     kv.flatten(1, 2).index_copy_(1, kv_slots, torch.stack((k, v)).to(kv.dtype))
 
 
-def gather_blocks(kv: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """kv [2, blocks, block_size, kv_heads, dim], tables [R, n] → [2, R, kv_heads, n * block_size, dim], of its type."""
+def gather_blocks(kv: torch.Tensor, group: Group) -> torch.Tensor:
+    """kv [2, blocks, block_size, kv_heads, dim] → the rows' keys and values [2, R, kv_heads, L, dim], of its type.
+
+    What somebody else left in a last block is zeroed: it may be a NaN, and a masked position counts 0 times that.
+    """
+    tables = group.tables
     rows = kv.flatten(2).index_select(1, tables.flatten())  # whole blocks at a time: indexing is 15 times slower
+    rows = rows.view(2, -1, *kv.shape[3:])
+    if len(group.rest):
+        rows.index_fill_(1, group.rest, 0)
     return rows.view(2, len(tables), -1, *kv.shape[3:]).transpose(2, 3)
 
 
@@ -144,18 +166,17 @@ def attend(
 ) -> torch.Tensor:
     """softmax(q k^T · scale + mask) v in the type of the keys.
 
-    q [R * Q, heads, dim] · keys, values [R, kv_heads, L, dim] · mask [R, 1, Q, L], or None where all is seen →
-    [R * Q, heads, dim]. The heads that share a key head are folded into the query axis: broadcasting keys over them is
-    several times slower.
+    q [R * Q, heads, dim] · keys, values [R, kv_heads, L, dim] · mask of their type: [R, 1, group * Q, L], for lone
+    queries [R, 1, 1, L], or None where all is seen → [R * Q, heads, dim]. The heads that share a key head are folded
+    into the query axis: broadcasting keys over them is several times slower.
     """
     num_rows, kv_heads = keys.shape[:2]
     num_queries, group = len(q) // num_rows, q.shape[1] // kv_heads
-    if num_queries == 1 and mask is None:
-        folded = q.view(num_rows, kv_heads, group, -1)
-        return functional.scaled_dot_product_attention(folded, keys, values, scale=scale).view(q.shape)
+    if num_queries == 1:
+        folded = q.view(num_rows, kv_heads, group, -1).to(keys.dtype)
+        attended = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+        return attended.reshape(q.shape)
     folded = q.view(num_rows, num_queries, kv_heads, group, -1).permute(0, 2, 3, 1, 4).flatten(2, 3).to(keys.dtype)
-    if mask is not None:
-        mask = (mask.repeat(1, 1, group, 1) if num_queries > 1 else mask).to(keys.dtype)
     attended = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     unfolded = attended.view(num_rows, kv_heads, group, num_queries, -1).permute(0, 3, 1, 2, 4)
     return unfolded.reshape(q.shape)

@@ -20,7 +20,6 @@ from rich.table import Table
 from tabstop.bench.cli_money import cost, plan
 from tabstop.bench.compare import CompareSpec, Comparison, check_blocks, compare
 from tabstop.bench.cost import parse_price
-from tabstop.bench.exits import EXIT_INTERRUPTED, EXIT_INVALID, fails_in_one_line
 from tabstop.bench.fingerprint import fingerprint
 from tabstop.bench.gate import GateLimits
 from tabstop.bench.options import Options, check_extras, make_endpoint, make_setup, parse_slo, with_options
@@ -46,6 +45,7 @@ from tabstop.bench.workers import WorkerPool
 from tabstop.bench.workloads import make_sessions
 from tabstop.bench.workloads.prompts import LooseMaker
 from tabstop.errors import ConfigError, InputError
+from tabstop.exits import EXIT_INTERRUPTED, EXIT_INVALID, fails_in_one_line
 
 __all__ = ["bench_app", "cost", "plan"]
 

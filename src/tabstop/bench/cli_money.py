@@ -21,7 +21,6 @@ from tabstop.bench.cost import (
     read_book,
     utilization_curve,
 )
-from tabstop.bench.exits import fails_in_one_line
 from tabstop.bench.export import number
 from tabstop.bench.options import check_number, parse_slo
 from tabstop.bench.plan import fit, make_plan
@@ -29,6 +28,7 @@ from tabstop.bench.records import read_jsonl
 from tabstop.bench.report import BenchReport, doubts, read_report
 from tabstop.bench.workloads.trace import Trace, read_trace
 from tabstop.errors import ConfigError
+from tabstop.exits import fails_in_one_line
 
 
 @fails_in_one_line

@@ -124,7 +124,9 @@ class FakeEngine:
     def stats(self) -> Stats:
         self._check_alive()
         return Stats(
-            num_running=len(self._requests),
+            num_running=sum(len(request.samples) for request in self._requests.values()),
+            num_requests=len(self._requests),
+            num_requests_running=len(self._requests),
             num_waiting=self.num_waiting,
             num_generation_tokens=self.num_generated,
             aborts=dict(self.num_aborted),

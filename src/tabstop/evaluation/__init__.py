@@ -1,6 +1,6 @@
 """Quality over HTTP: what a served model gets right, and whether two such runs differ. The data that its parts share.
 
-A set of tasks is asked of an endpoint, the programs that come of it are run (sandbox.py), and a Report says of every
+A set of tasks is asked of an endpoint, the programs that come of it are run (programs.py), and a Report says of every
 task what became of it; two Reports of one set are compared task by task (compare.py). No engine, no torch. A new
 benchmark is a set in tasks.py, or a command in cli.py that fills a Report.
 """
@@ -32,7 +32,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     canonical_solution: str = ""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Filling(msgspec.Struct, frozen=True, kw_only=True):
     """What an endpoint put into a hole."""
 
     text: str = ""

@@ -13,7 +13,7 @@ import msgspec
 
 from tabstop.config import from_environment, option
 from tabstop.errors import ConfigError, InputError
-from tabstop.evaluation import Answer, Task, printable
+from tabstop.evaluation import Filling, Task, printable
 
 MAX_BODY = 4 << 20  # bytes of an answer
 HEALING: Mapping[str, dict[str, bool]] = {"auto": {}, "off": {"token_healing": False}, "on": {"token_healing": True}}
@@ -86,7 +86,7 @@ async def first_model(session: aiohttp.ClientSession, question: Question) -> str
         raise InputError(f"{url} lists no model; give --model") from None
 
 
-async def ask(session: aiohttp.ClientSession, question: Question, task: Task) -> Answer:
+async def ask(session: aiohttp.ClientSession, question: Question, task: Task) -> Filling:
     """The text for one hole; `problem` says why there is none. Raises nothing but CancelledError."""
     start = time.perf_counter()
     try:
@@ -94,10 +94,10 @@ async def ask(session: aiohttp.ClientSession, question: Question, task: Task) ->
             f"{question.base}/v1/completions", json=question.body(task), allow_redirects=False
         ) as response:
             content = await _read(response)
-            answer = _parsed(content) if response.status == 200 else Answer(problem=_refusal(response.status, content))
+            filled = _parsed(content) if response.status == 200 else Filling(problem=_refusal(response.status, content))
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        answer = Answer(problem=_one_line(error))
-    return msgspec.structs.replace(answer, seconds=time.perf_counter() - start)
+        filled = Filling(problem=_one_line(error))
+    return msgspec.structs.replace(filled, seconds=time.perf_counter() - start)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -109,18 +109,18 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return content
 
 
-def _parsed(content: bytes) -> Answer:
+def _parsed(content: bytes) -> Filling:
     try:
         body = msgspec.json.decode(content)
         choice, usage, said = body["choices"][0], body.get("usage") or {}, body.get("tabstop") or {}
-        return Answer(
+        return Filling(
             text=str(choice["text"]),
             finish_reason=str(choice.get("finish_reason")),
             num_tokens=int(usage.get("completion_tokens") or 0),
             num_healed_tokens=int(said.get("healed_tokens") or 0),
         )
     except (msgspec.DecodeError, LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError):
-        return Answer(problem="the answer is no completion")
+        return Filling(problem="the answer is no completion")
 
 
 def _refusal(status: int, content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Runs one program that nobody trusts, with nothing but the standard library. A script for sandbox.py, never imported.
+"""Runs one program that nobody trusts, with nothing but the standard library. A script for programs.py, never imported.
 
 `python -I -S child.py PROGRAM`; stdin: a secret word and the limits, as one line of JSON. The word goes to stdout when
 the program has run to its end, else the class of the exception. What the program prints goes nowhere.

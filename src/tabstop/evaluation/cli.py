@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 import tabstop
-from tabstop.bench.exits import EXIT_INTERRUPTED, fails_in_one_line
 from tabstop.errors import ConfigError, InputError
 from tabstop.evaluation import Report, Result, Task, printable
 from tabstop.evaluation.ask import HEALING, Question, check_question, first_model, open_session
@@ -25,6 +24,7 @@ from tabstop.evaluation.compare import Comparison, Difference, compare
 from tabstop.evaluation.infilling import evaluate
 from tabstop.evaluation.progress import LiveCount
 from tabstop.evaluation.tasks import DATA, SETS, find_set, load_tasks
+from tabstop.exits import EXIT_INTERRUPTED, fails_in_one_line
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure what a served model gets right, and compare two such runs.")
 

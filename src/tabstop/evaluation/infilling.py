@@ -6,9 +6,9 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 
-from tabstop.evaluation import REQUEST_FAILED, Answer, Result, Task
+from tabstop.evaluation import REQUEST_FAILED, Filling, Result, Task
 from tabstop.evaluation.ask import Question, ask, open_session
-from tabstop.evaluation.sandbox import run_program
+from tabstop.evaluation.programs import run_program
 
 Progress = Callable[[Result], None]
 
@@ -18,24 +18,24 @@ def program(task: Task, completion: str) -> str:
     return f"{task.prompt}{completion}{task.suffix}\n{task.test}\ncheck({task.entry_point})\n"
 
 
-def completion_of(answer: Answer, *, is_line: bool) -> str:
+def completion_of(filling: Filling, *, is_line: bool) -> str:
     """A line without its end, which was the stop, gets it back."""
-    return answer.text + "\n" if is_line and not answer.text.endswith("\n") else answer.text
+    return filling.text + "\n" if is_line and not filling.text.endswith("\n") else filling.text
 
 
-async def judge(task: Task, answer: Answer, completion: str) -> Result:
-    """Runs the filled program, if there was an answer."""
-    error = REQUEST_FAILED if answer.problem else await run_program(program(task, completion))
+async def judge(task: Task, filling: Filling, completion: str) -> Result:
+    """Runs the filled program, if there was an filling."""
+    error = REQUEST_FAILED if filling.problem else await run_program(program(task, completion))
     return Result(
         task_id=task.task_id,
         passed=not error,
         error=error,
         completion=completion,
-        finish_reason=answer.finish_reason,
-        num_tokens=answer.num_tokens,
-        num_healed_tokens=answer.num_healed_tokens,
-        seconds=round(answer.seconds, 4),
-        problem=answer.problem,
+        finish_reason=filling.finish_reason,
+        num_tokens=filling.num_tokens,
+        num_healed_tokens=filling.num_healed_tokens,
+        seconds=round(filling.seconds, 4),
+        problem=filling.problem,
     )
 
 
@@ -47,10 +47,10 @@ async def evaluate(question: Question, tasks: Sequence[Task], concurrency: int, 
 
         async def one(task: Task) -> None:
             async with asking:
-                answer = await ask(session, question, task)
+                filling = await ask(session, question, task)
             async with running:
-                completion = "" if answer.problem else completion_of(answer, is_line=question.is_line)
-                on_result(await judge(task, answer, completion))
+                completion = "" if filling.problem else completion_of(filling, is_line=question.is_line)
+                on_result(await judge(task, filling, completion))
 
         async with asyncio.TaskGroup() as group:
             for task in tasks:

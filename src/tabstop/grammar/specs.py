@@ -116,7 +116,7 @@ def constraint_of(form: str, value: Any, param: str) -> ConstraintSpec:
         raise InputError(f"`{param}`: {error.message}", param=param) from None
 
 
-def _is_text(value: Any) -> bool:
+def _has_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
@@ -125,10 +125,10 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 FORMS: dict[str, tuple[Callable[[Any], bool], str, Callable[[Any], ConstraintSpec]]] = {
-    "json": (lambda value: isinstance(value, dict | bool) or _is_text(value), "a JSON schema", json_schema_constraint),
+    "json": (lambda value: isinstance(value, dict | bool) or _has_text(value), "a JSON schema", json_schema_constraint),
     "json_object": (lambda value: value is True, "true", lambda _: json_object_constraint()),
-    "regex": (_is_text, "a regular expression", regex_constraint),
+    "regex": (_has_text, "a regular expression", regex_constraint),
     "choice": (_is_list_of_texts, "a list of at least one text", choice_constraint),
-    "grammar": (_is_text, "a grammar in Lark or GBNF", grammar_constraint),
+    "grammar": (_has_text, "a grammar in Lark or GBNF", grammar_constraint),
 }
 """Form → (is a value right, what is, its constraint)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch.nn import functional
 
@@ -9,8 +11,24 @@ from tabstop.kernels.language import early, follow, jit, next_power_of_2, tl
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x [..., size] / rms(x) · weight [size] → as x; what is normed is rounded to the type before the product."""
-    return rms_norm_triton(x, weight, eps) if x.is_cuda else functional.rms_norm(x, weight.shape, weight, eps)
+    """x [..., size] / rms(x) · weight [size] → as x; a GPU rounds what is normed to the type before the product."""
+    if x.is_cuda:
+        return rms_norm_triton(x, weight, eps)
+    if x.dtype is torch.float32:
+        return functional.rms_norm(x, weight.shape, weight, eps)
+    return rms_norm_cpu(x, weight, eps)
+
+
+def rms_norm_cpu(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Of narrow types, in few operators (PyTorch's own norm is a dozen); best with a weight in float32."""
+    wide = x.float()
+    root = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5)
+    return wide.div_(torch.hypot(root, root_of(eps))).mul_(weight).to(x.dtype)
+
+
+@functools.cache
+def root_of(eps: float) -> torch.Tensor:
+    return torch.tensor(eps**0.5)
 
 
 def add_rms_norm(

@@ -11,6 +11,7 @@ import torch
 from tabstop.kernels.language import ceil_div, jit, next_power_of_2, tl
 
 CHUNK = 4096  # logits a program
+BLOCK = 512  # logits whose weights are added before any is looked at
 BELOW_ONE = 1 - 2**-24
 
 
@@ -20,18 +21,40 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor)
     Forbidden tokens have logits of -inf; each row must have another. Of equal logits the first is the likeliest. A row
     that holds no distribution (NaN) draws any token, but one of the vocabulary: a table will be indexed with it.
     """
-    function = draw_triton if logits.is_cuda else draw_torch
+    function = draw_triton if logits.is_cuda else draw_blocks
     return function(logits, temperature, uniform)
 
 
 def draw_torch(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     scale = torch.where(temperature > 0, temperature, 1).double()[:, None]
     cumulative = (logits.double() / scale).softmax(-1).cumsum(-1)
-    total = cumulative[:, -1:]
-    threshold = uniform.double()[:, None] * total
-    threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))  # rounding must not pass the last token
-    drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    drawn = _passed(cumulative, uniform.double()[:, None] * cumulative[:, -1:])
     return torch.where(temperature > 0, drawn, logits.argmax(-1))
+
+
+def draw_blocks(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The same with weights rounded to float32: sums of blocks, then the tokens of one block. A fifth of the time."""
+    num_rows, vocab = logits.shape
+    num_blocks = ceil_div(vocab, BLOCK)
+    weights = logits.new_zeros(num_rows, num_blocks, BLOCK)
+    values = weights.flatten(1)[:, :vocab]
+    torch.sub(logits, logits.amax(-1, keepdim=True), out=values)
+    values.div_(torch.where(temperature > 0, temperature, 1)[:, None]).exp_()
+    sums = weights.sum(-1).double()
+    cumulative = sums.cumsum(-1)
+    threshold = uniform.double()[:, None] * cumulative[:, -1:]
+    block = _passed(cumulative, threshold)
+    within = weights[torch.arange(num_rows), block].double().cumsum(-1)
+    before = (cumulative - sums).gather(1, block[:, None])
+    drawn = block * BLOCK + _passed(within, (threshold - before).clamp_(min=0))
+    return torch.where(temperature > 0, drawn.clamp_(max=vocab - 1), logits.argmax(-1))
+
+
+def _passed(cumulative: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """Where cumulative sums [N, n] pass a threshold [N, 1], int64 [N]."""
+    total = cumulative[:, -1:]
+    threshold = threshold.minimum(total.nextafter(torch.zeros_like(total)))  # rounding must not pass the last token
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp_(max=cumulative.shape[1] - 1)
 
 
 def draw_triton(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

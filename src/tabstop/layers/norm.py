@@ -41,7 +41,8 @@ class RMSNorm(Norm):
         return [self.read]
 
     def load(self, loading: Loading) -> None:
-        self.weight = loading.vector(self.read)
+        weight = loading.vector(self.read)
+        self.weight = weight.float() if weight.device.type == "cpu" else weight  # a CPU multiplies in float32
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., size] → the same shape and type."""

@@ -8,6 +8,7 @@ matrix is decoded to bfloat16 window by window and multiplied as such. The twin 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,6 @@ from itertools import chain
 import torch
 from torch.nn import functional
 
-from tabstop.kernels.activation import silu_and_multiply
 from tabstop.quant import Loading, MatrixPart, QuantScheme, StoredTensor, TensorRead
 from tabstop.quant.dense import WINDOW_VALUES, stored_windows
 from tabstop.quant.encodings import Encoding
@@ -26,10 +26,31 @@ from tabstop.quant.gguf import dequantize, half, nibbles, scales_and_minima
 log = logging.getLogger(__name__)
 
 GROUP = 32
-INT4_ROWS, INT8_ROWS = 64, 32
+INT4_ROWS, INT8_ROWS = 56, 4
 """Most rows of inputs for which the packed kernels win over decoding the matrix (benchmarks/RESULTS.md)."""
 NUM_TRIES = 5
 INT4_ENCODINGS = ("Q4_0", "Q4_1", "Q4_K")
+
+
+class Scratch(threading.local):
+    """Where windows are decoded to, one after the other; the system zeroes fresh memory page by page."""
+
+    def __init__(self) -> None:
+        self.integers = torch.empty(0, dtype=torch.int8)
+        self.floats = torch.empty(0, dtype=torch.bfloat16)
+
+    def take(self, num_rows: int, num_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """int8 and bfloat16 [num_rows, num_columns], until the next call."""
+        size = num_rows * num_columns
+        if len(self.floats) < size:
+            with torch.inference_mode(False):
+                self.integers = torch.empty(size, dtype=torch.int8)
+                self.floats = torch.empty(size, dtype=torch.bfloat16)
+        integers, floats = self.integers[:size], self.floats[:size]
+        return integers.view(num_rows, num_columns), floats.view(num_rows, num_columns)
+
+
+SCRATCH = Scratch()
 
 
 class PackedWeight(ABC):
@@ -44,11 +65,11 @@ class PackedWeight(ABC):
         """x bfloat16 [T, columns] → [T, rows] by the packed kernel."""
 
     @abstractmethod
-    def decoded(self, rows: slice) -> torch.Tensor:
-        """These rows of the matrix as bfloat16, but for `scaled`."""
+    def decoded(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """These rows of the matrix as the columns of a bfloat16 matrix [columns, n], but for `scaled`. In SCRATCH."""
 
     def scaled(self, product: torch.Tensor, rows: slice) -> torch.Tensor:
-        """What a product with decoded rows still lacks."""
+        """What a product with decoded rows still lacks, in place."""
         return product
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -62,14 +83,15 @@ class PackedWeight(ABC):
     def many(self, x: torch.Tensor) -> torch.Tensor:
         """x bfloat16 [T, columns] → [T, rows], the matrix decoded a window at a time."""
         result = x.new_empty(len(x), self.rows)
-        step = max(GROUP, 4 * WINDOW_VALUES // x.shape[1])
+        step = max(GROUP, 2 * WINDOW_VALUES // x.shape[1])
         for first in range(0, self.rows, step):
             rows = slice(first, min(first + step, self.rows))
-            result[:, rows] = self.scaled(functional.linear(x, self.decoded(rows)), rows)
+            self.scaled(torch.mm(x, self.decoded(rows), out=result[:, rows]), rows)
         return result
 
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return silu_and_multiply(self.multiply(x, bias))
+        gate, up = self.multiply(x, bias).chunk(2, dim=-1)
+        return functional.silu(gate).mul_(up)
 
 
 class Int4Weight(PackedWeight):
@@ -82,22 +104,29 @@ class Int4Weight(PackedWeight):
         self.kernel = torch._convert_weight_to_int4pack_for_cpu(values.int(), 1)
         # The kernel's weight is (q - 8) · scale + zero.
         self.scales_and_zeros = torch.stack([scales.T, (minima + 8 * scales).T], -1).contiguous().bfloat16()
-        grouped = values.view(self.rows, -1, GROUP)
-        self.pairs = grouped[..., :16] | grouped[..., 16:] << 4  # uint8 [N, K / 32, 16]
-        self.scales, self.zeros = (self.scales_and_zeros[..., at].T.contiguous()[..., None] for at in (0, 1))
+        # A byte holds q - 8 of a column (low half) and of the one K / 2 further; a row of bytes, one for each row of
+        # the matrix, so that scales meet rows that lie side by side: all of it runs in the processor's wide registers.
+        low, high = (values.T.contiguous().to(torch.int8) - 8).chunk(2)
+        self.pairs = low & 15 | high << 4  # int8 [K / 2, N]
+        self.scales, self.zeros = (self.scales_and_zeros[:, None, :, at].contiguous() for at in (0, 1))
         parts = (self.kernel, self.scales_and_zeros, self.pairs, self.scales, self.zeros)
         self.num_bytes = sum(part.numel() * part.element_size() for part in parts)
 
     def packed(self, x: torch.Tensor) -> torch.Tensor:
         return torch._weight_int4pack_mm_for_cpu(x, self.kernel, GROUP, self.scales_and_zeros)
 
-    def decoded(self, rows: slice) -> torch.Tensor:
-        values = nibbles(self.pairs[rows]).flatten(2).bfloat16().sub_(8)
-        return torch.addcmul(self.zeros[rows], values, self.scales[rows]).flatten(1)
+    def decoded(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        pairs = self.pairs[:, rows]
+        integers, floats = SCRATCH.take(self.columns, pairs.shape[1])
+        low, high = integers.chunk(2)
+        torch.bitwise_left_shift(pairs, 4, out=low).bitwise_right_shift_(4)
+        torch.bitwise_right_shift(pairs, 4, out=high)
+        grouped = floats.copy_(integers).view(-1, GROUP, pairs.shape[1])
+        torch.addcmul(self.zeros[..., rows], grouped, self.scales[..., rows], out=grouped)
+        return floats
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
-        values = nibbles(self.pairs[ids]).flatten(2).float() - 8
-        return (values * self.scales[ids] + self.zeros[ids]).flatten(1).bfloat16()
+        return self.decoded(ids).T.clone(memory_format=torch.contiguous_format)
 
 
 class Int8Weight(PackedWeight):
@@ -113,11 +142,12 @@ class Int8Weight(PackedWeight):
     def packed(self, x: torch.Tensor) -> torch.Tensor:
         return torch._weight_int8pack_mm(x, self.values, self.scales)
 
-    def decoded(self, rows: slice) -> torch.Tensor:
-        return self.values[rows].bfloat16()
+    def decoded(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        values = self.values[rows]
+        return SCRATCH.take(*values.shape)[1].copy_(values).T
 
     def scaled(self, product: torch.Tensor, rows: slice) -> torch.Tensor:
-        return product * self.scales[rows]
+        return product.mul_(self.scales[rows])
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         return self.values[ids].bfloat16() * self.scales[ids][:, None]
@@ -235,11 +265,11 @@ def tried(weight: PackedWeight, x: torch.Tensor) -> str | None:
     """What is wrong with a packed kernel, None when nothing is."""
     name, version, rows = type(weight).__name__, torch.__version__, slice(0, weight.rows)
     plain = weight.decoded(rows)
-    expected = weight.scaled(functional.linear(x, plain), rows).float()
+    expected = weight.scaled(x @ plain, rows).float()
     if not (weight.packed(x).float() - expected).norm() <= 0.02 * expected.norm():
         return f"{name} is wrong in torch {version}"
     for _ in range(NUM_TRIES):  # other processes make either side slow, for a while
-        if fastest(lambda: weight.packed(x)) <= 3 * fastest(lambda: functional.linear(x, plain)):
+        if fastest(lambda: weight.packed(x)) <= 3 * fastest(lambda: x @ plain):
             break
     else:
         return f"{name} is slower than bfloat16 in torch {version}"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tabstop.sampling.batch import SamplingBatch, pad_ids
 from tabstop.sampling.history import upload
+from tabstop.sampling.likeliest import apply_top_k_top_p
 
 ROWS_AT_ONCE = 64
 """Sorted logits, their places and float64 probabilities take ten times what logits take."""
@@ -116,22 +117,6 @@ def apply_min_p(logits: Tensor, batch: SamplingBatch) -> Tensor:
     scaled = logits.double() / batch.column("temperature", logits.device)
     least = scaled.amax(-1, keepdim=True) + batch.column("min_p", logits.device).log()
     return logits.masked_fill(scaled < least, -torch.inf)
-
-
-def apply_top_k_top_p(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """Keeps the k likeliest tokens, then the fewest likeliest whose probability reaches p (Holtzman et al., 2020).
-
-    Probabilities are those at the row's temperature. The token that crosses p is kept. Ties at the border follow the
-    order of a stable sort.
-    """
-    top_k = np.where(batch.parameters["top_k"] > 0, batch.parameters["top_k"], logits.shape[1])
-    ordered, indices = logits.sort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(logits.shape[1], device=logits.device)
-    ordered = ordered.masked_fill(ranks >= upload(top_k, logits.device)[:, None], -torch.inf)
-    probabilities = (ordered.double() / batch.column("temperature", logits.device)).softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    ordered = ordered.masked_fill((before >= batch.column("top_p", logits.device)) & (ranks > 0), -torch.inf)
-    return torch.empty_like(logits).scatter_(-1, indices, ordered)
 
 
 def apply_typical_p(logits: Tensor, batch: SamplingBatch) -> Tensor:

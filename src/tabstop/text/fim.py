@@ -45,6 +45,13 @@ class Hole:
         """Whether its file ends lines with CRLF."""
         return "\r\n" in self.prefix or "\r\n" in self.suffix
 
+    def with_newlines(self) -> Hole:
+        """The same with LF line ends, as models know them."""
+        if "\r" not in self.prefix + self.suffix + self.ahead:
+            return self
+        prefix, suffix, ahead = (text.replace("\r\n", "\n") for text in (self.prefix, self.suffix, self.ahead))
+        return Hole(prefix, suffix, self.around, self.order, ahead)
+
 
 @dataclass(slots=True)
 class FillReport:
@@ -93,7 +100,7 @@ class FillIn:
 
         An empty suffix becomes what the family takes for one. `healer`: takes the prefix back to a stable border.
         """
-        hole, report = self._cut(_with_newlines(hole), budget)
+        hole, report = self._cut(hole.with_newlines(), budget)
         frame = self._frame(hole.around)
         prefix = self._plain(frame.head + hole.prefix + hole.ahead)
         cut = healer.cut(prefix, keep=0 if self.family else 1) if healer else Cut(prefix)
@@ -225,15 +232,6 @@ class FillIn:
         frame = self._frame(bare)
         parts = (*frame.before, *frame.opening, frame.head, hole.ahead, *frame.after)
         return len(self._encode_parts(parts)) + 8
-
-
-def _with_newlines(hole: Hole) -> Hole:
-    """The hole with LF line ends."""
-    if "\r" not in hole.prefix + hole.suffix + hole.ahead:
-        return hole
-    texts = (text.replace("\r\n", "\n") for text in (hole.prefix, hole.suffix, hole.ahead))
-    prefix, suffix, ahead = texts
-    return Hole(prefix, suffix, hole.around, hole.order, ahead)
 
 
 def load_fill_in(checkpoint: Checkpoint, tokenizer: Tokenizer, asked: str = "auto") -> FillIn:

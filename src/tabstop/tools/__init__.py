@@ -86,7 +86,7 @@ class ToolFormat(Protocol):
         ...
 
     def read(self, calls: CallReader) -> Steps[None]:
-        """Reads on: text, and the calls that come next. Called again and again; ends by the source's Ended."""
+        """Reads on: text, and the calls that come next. Called again and again; ends by growing.Ended."""
         ...
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from tabstop.tools import Steps
+from tabstop.tools.growing import Malformed
 from tabstop.tools.json_stream import expect, read_string, read_whole
 from tabstop.tools.reader import CallReader
-from tabstop.tools.source import Malformed
 
 ARGUMENTS = ("arguments", "parameters")
 

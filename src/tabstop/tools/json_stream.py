@@ -13,7 +13,7 @@ from typing import Any
 
 from tabstop.tools import Steps
 from tabstop.tools.expected import ANYTHING, WORDS, Expected, dump, kind_of
-from tabstop.tools.source import Malformed, Source
+from tabstop.tools.growing import Malformed, Source
 
 Write = Callable[[str], None]
 

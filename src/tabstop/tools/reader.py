@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from tabstop.grammar.specs import Thinking
 from tabstop.tools import CallPiece, Steps, ToolFormat, ToolUse
 from tabstop.tools.expected import OBJECT, Expected, expected_of
+from tabstop.tools.growing import Ended, Enough, Malformed, Source
 from tabstop.tools.json_stream import read_value, read_whole, written
-from tabstop.tools.source import Ended, Enough, Malformed, Source
 
 
 class CallReader:

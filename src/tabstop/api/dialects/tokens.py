@@ -6,25 +6,58 @@ Both answers carry offsets: for each token the half-open range of characters tha
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any
+from typing import Annotated, Any
 
-from tabstop.api.openai import conversation
-from tabstop.api.schema import DetokenizeBody, TokenizeBody
+import msgspec
+from msgspec import Meta
+
+from tabstop.api import Route
+from tabstop.api.endpoints import of_model
+from tabstop.api.fields import conversation
+from tabstop.api.schema import Name, TokenId
 from tabstop.errors import InputError
+from tabstop.service import ServedModel
 from tabstop.text import ModelText
 from tabstop.text.chat import encode_chat
 from tabstop.text.detokenizer import Detokenizer
+from tabstop.text.messages import MessageBody
 from tabstop.text.tokenizer import Encoding, Tokenizer
 
 MAX_CHARACTERS = 512 << 10
 """Of one call: ids, offsets and pieces take hundreds of bytes of memory for each character."""
 
 
-def tokenize(body: TokenizeBody, text: ModelText, max_model_len: int) -> dict[str, Any]:
+class TokenizeBody(msgspec.Struct, kw_only=True):
+    """POST /tokenize: a `prompt` or `messages`, or llama.cpp's `content` with its own defaults."""
+
+    model: Name | None = None
+    prompt: str | None = None
+    add_special_tokens: bool = True
+    messages: list[MessageBody] | None = None
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool | None = None
+    chat_template_kwargs: Any = None
+    reasoning_effort: Name | None = None
+    content: str | None = None
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeBody(msgspec.Struct, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: Annotated[list[TokenId], Meta(max_length=512 << 10)]
+    model: Name | None = None
+
+
+def tokenize(body: TokenizeBody, model: ServedModel) -> dict[str, Any]:
     """{count, max_model_len, tokens, offsets}; `with_pieces` makes tokens llama.cpp's {id, piece} objects.
 
     Raises InputError. Slow for long texts: call it in a thread.
     """
+    text, max_model_len = model.text, model.max_model_len
     encoding = _encode(body, text)
     tokens: list[Any] = encoding.ids
     if body.with_pieces:
@@ -74,9 +107,9 @@ def _piece(tokenizer: Tokenizer, token_id: int) -> str | list[int]:
         return list(piece)
 
 
-def detokenize(body: DetokenizeBody, text: ModelText) -> dict[str, Any]:
+def detokenize(body: DetokenizeBody, model: ServedModel) -> dict[str, Any]:
     """{prompt, content, offsets}: the text twice, under vLLM's name and llama.cpp's."""
-    decoded, offsets = detokenize_offsets(text.tokenizer, body.tokens)
+    decoded, offsets = detokenize_offsets(model.text.tokenizer, body.tokens)
     return {"prompt": decoded, "content": decoded, "offsets": offsets}
 
 
@@ -89,3 +122,9 @@ def detokenize_offsets(tokenizer: Tokenizer, ids: list[int]) -> tuple[str, list[
     if tokenizer.strips_space and text.startswith(" "):
         text, ends = text[1:], [max(0, end - 1) for end in ends]
     return text, list(zip([0, *ends], ends, strict=False))
+
+
+ROUTES = (
+    Route("POST", "/tokenize", "Text to token ids", of_model(tokenize), TokenizeBody),
+    Route("POST", "/detokenize", "Token ids to text", of_model(detokenize), DetokenizeBody),
+)

@@ -1,4 +1,4 @@
-"""Exit codes of the benchmark's commands, and user errors as one line on stderr."""
+"""Exit codes of every process and command (docs/structure.md), and a command's user errors as one line on stderr."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import typer
-from rich.console import Console
-from rich.markup import escape
-
 from tabstop.errors import TabstopError
 
+EXIT_STOPPED = 0  # done, or asked to stop
+EXIT_CANNOT_START = 2  # or: bad input
+EXIT_INVALID = 3  # of the benchmark: the client was the bottleneck
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
 GRACE = 3.0  # seconds after a Ctrl-C in which another one is the same wish, not one to lose the report
-EXIT_BAD_INPUT, EXIT_INVALID, EXIT_INTERRUPTED = 2, 3, 130
 
 
 def fails_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
@@ -26,13 +27,17 @@ def fails_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        import typer  # here: the engine's process needs the codes alone
+        from rich.console import Console
+        from rich.markup import escape
+
         interrupt = _interrupt_once()
         before = [(number, signal.signal(number, interrupt)) for number in (signal.SIGTERM, signal.SIGINT)]
         try:
             command(*args, **kwargs)
         except TabstopError as error:
             Console(stderr=True).print(f"[red]error:[/red] {escape(error.message)}", highlight=False, soft_wrap=True)
-            raise typer.Exit(EXIT_BAD_INPUT) from None
+            raise typer.Exit(EXIT_CANNOT_START) from None
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
         finally:

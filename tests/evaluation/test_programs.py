@@ -11,7 +11,7 @@ import pytest
 
 from tabstop.evaluation import PASSED
 from tabstop.evaluation.infilling import program
-from tabstop.evaluation.sandbox import Limits, run_program
+from tabstop.evaluation.programs import Limits, run_program
 from tabstop.evaluation.tasks import DATA, SETS, load_tasks
 
 QUICK = Limits(seconds=1.0, memory=256 << 20)

@@ -6,24 +6,81 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Self
 
 import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
 
+from tabstop.api import Route
+from tabstop.api.chunks import event
+from tabstop.api.endpoints import Generating, json_response, of_model
 from tabstop.api.errors import error_object
+from tabstop.api.fields import Caller, conversation, prompts_of, shared_fields
 from tabstop.api.holes import confidence_object, fill_object, hole_fields, surroundings
-from tabstop.api.logprobs import llama_probabilities
-from tabstop.api.openai import Caller, conversation, prompts_of, shared
+from tabstop.api.logprobs import chat_entry
 from tabstop.api.sampling import refuse_prompt_logprobs
-from tabstop.api.schema import InfillBody, LlamaBody, LlamaCompletionBody, TemplateBody
+from tabstop.api.schema import AroundHole, Count, FileBody, Name, NumLogprobs, Prompts, Repetition
 from tabstop.call import Call, TextDelta, Usage
 from tabstop.errors import InputError, NotSupportedError, TabstopError
-from tabstop.service import ServedModel
+from tabstop.keys import ADMIN
+from tabstop.service import ServedModel, Service
 from tabstop.text.fim import Hole
+from tabstop.text.messages import Messages
+from tabstop.text.reporting import Likelihood
 from tabstop.types import FinishReason
 
 DEFAULT_REPEAT_LAST_N = 64
 EVERYTHING = 2**31 - 1
+
+
+# ---- bodies
+
+
+class LlamaBody(AroundHole, kw_only=True):
+    """What /infill and /completion share."""
+
+    n_predict: Annotated[int, Meta(ge=-2, le=2**31 - 1)] | None = None
+    n_indent: Count | None = None
+    n_cmpl: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    repeat_penalty: Repetition | None = None
+    repeat_last_n: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    n_probs: NumLogprobs | None = None
+    t_max_predict_ms: Annotated[float, Meta(ge=0)] | None = None
+    response_fields: list[Name] | None = None
+    return_tokens: bool | None = None
+    id_slot: int | None = None
+
+
+class InfillBody(LlamaBody, kw_only=True):
+    """POST /infill."""
+
+    input_prefix: str | None = None
+    input_suffix: str | None = None
+    input_extra: Annotated[list[FileBody], Meta(max_length=1024)] | None = None
+    prompt: str | None = None
+
+
+class LlamaCompletionBody(LlamaBody, kw_only=True):
+    """POST /completion."""
+
+    prompt: Prompts | None = None
+
+
+class TemplateBody(msgspec.Struct, kw_only=True):
+    """POST /apply-template."""
+
+    messages: Messages
+    tools: list[dict[str, Any]] | None = None
+    model: Name | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool | None = None
+    chat_template_kwargs: Any = None
+    reasoning_effort: Name | None = None
+
+
+# ---- body → Call
 
 
 def infill_call(body: InfillBody, caller: Caller) -> Call:
@@ -50,7 +107,7 @@ def _generation(body: LlamaBody, caller: Caller) -> dict[str, Any]:
     if body.logprobs or body.top_logprobs:
         raise NotSupportedError("`logprobs` is called `n_probs` here", param="logprobs")
     refuse_prompt_logprobs(body)
-    fields = shared(body, caller) | _penalties(body) | hole_fields(body)
+    fields = shared_fields(body, caller) | _penalties(body) | hole_fields(body)
     if body.seed is not None and body.seed < 0:
         fields["seed"] = None
     limit = body.n_predict if body.n_predict is not None else body.max_tokens
@@ -73,6 +130,9 @@ def _penalties(body: LlamaBody) -> dict[str, Any]:
     return {"repetition_penalty": repetition, "penalty_window": EVERYTHING if last < 0 else last}
 
 
+# ---- deltas → JSON
+
+
 class LlamaFormat:
     """One object, an array where several completions were asked for (n_cmpl or n), or a stream without [DONE]."""
 
@@ -84,6 +144,11 @@ class LlamaFormat:
         self._max_model_len = max_model_len
         self._last: dict[int, TextDelta] = {}  # by choice, what a stream ends with
 
+    @classmethod
+    def of(cls, body: LlamaBody, call: Call, model: ServedModel, name: str) -> Self:
+        """For endpoints.Generating."""
+        return cls(name, body, model.max_model_len)
+
     def opening(self) -> bytes:
         return b""
 
@@ -91,17 +156,17 @@ class LlamaFormat:
         if delta.finish is not None:
             self._last[delta.index] = delta
         shown = {"index": delta.index, "content": delta.text, "tokens": delta.token_ids, "stop": False}
-        return _event(shown | _probabilities(delta))
+        return event(shown | _probabilities(delta))
 
     def closing(self, usage: Usage) -> bytes:
         ends = (
             TextDelta(d.index, "", [], d.finish, d.stop_reason, d.fill, confidence=d.confidence)
             for d in self._last.values()
         )
-        return b"".join(_event(self._object(end, usage)) for end in ends)
+        return b"".join(event(self._object(end, usage)) for end in ends)
 
     def failure(self, error: TabstopError) -> bytes:
-        return _event({"error": error_object(error) | {"code": error.status}})
+        return event({"error": error_object(error)["error"] | {"code": error.status}})
 
     def whole(self, choices: Sequence[TextDelta], usage: Usage) -> bytes:
         objects = [_selected(self._object(choice, usage), self._body.response_fields) for choice in choices]
@@ -138,7 +203,12 @@ def _said(choice: TextDelta) -> dict[str, Any]:
 
 
 def _probabilities(delta: TextDelta) -> dict[str, Any]:
-    return {"completion_probabilities": llama_probabilities(delta.logprobs)} if delta.logprobs else {}
+    tokens = [_entry(token.chosen) | {"top_logprobs": list(map(_entry, token.top))} for token in delta.logprobs]
+    return {"completion_probabilities": tokens} if tokens else {}
+
+
+def _entry(entry: Likelihood) -> dict[str, Any]:
+    return {"id": entry.token_id, **chat_entry(entry)}
 
 
 def timings(usage: Usage) -> dict[str, float]:
@@ -159,36 +229,6 @@ def timings(usage: Usage) -> dict[str, float]:
     }
 
 
-def props(model: ServedModel) -> dict[str, Any]:
-    """What llama.cpp's editors ask of a server."""
-    info = model.engines[0].info
-    return {
-        "default_generation_settings": {"n_ctx": info.max_model_len, "params": {}, "is_processing": False},
-        "total_slots": info.max_num_seqs,
-        "model_path": model.name,
-        "model_alias": model.name,
-        "chat_template": model.text.template.source if model.text.template else "",
-        "modalities": {"vision": False, "audio": False},
-        "fim": model.text.fill.name or False,
-    }
-
-
-def slots(model: ServedModel) -> list[dict[str, Any]]:
-    """As many as can run at once; which of them run is not said by number."""
-    info, stats = model.engines[0].info, model.engines[0].stats
-    return [
-        {"id": index, "n_ctx": info.max_model_len, "is_processing": index < stats.num_running}
-        for index in range(info.max_num_seqs)
-    ]
-
-
-def apply_template(body: TemplateBody, model: ServedModel) -> dict[str, str]:
-    """Raises NotSupportedError for a model without a template, InputError when it refuses the messages."""
-    if model.text.template is None:
-        raise NotSupportedError("this model has no chat template", param="messages")
-    return {"prompt": model.text.template.render(conversation(body))}
-
-
 def _selected(content: dict[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
     """Only those fields; `a/b` is b of a, shown under its whole name. Names of nothing are left out."""
     if names is None:
@@ -203,5 +243,61 @@ def _selected(content: dict[str, Any], names: Sequence[str] | None) -> dict[str,
     return found
 
 
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(content) + b"\n\n"
+# ---- about the server
+
+
+async def props(service: Service, request: Request, body: None) -> Response:
+    """What llama.cpp's editors ask of a server."""
+    model = service.models[0]
+    info = model.engines[0].info
+    shown = {
+        "default_generation_settings": {"n_ctx": info.max_model_len, "params": {}, "is_processing": False},
+        "total_slots": info.max_num_seqs,
+        "model_path": model.name,
+        "model_alias": model.name,
+        "chat_template": model.text.template.source if model.text.template else "",
+        "modalities": {"vision": False, "audio": False},
+        "fim": model.text.fill.name or False,
+    }
+    return json_response(shown)
+
+
+async def slots(service: Service, request: Request, body: None) -> Response:
+    """As many as can run at once; which of them run is not said by number."""
+    engine = service.models[0].engines[0]
+    info, num_running = engine.info, engine.stats.num_running
+    shown = [
+        {"id": index, "n_ctx": info.max_model_len, "is_processing": index < num_running}
+        for index in range(info.max_num_seqs)
+    ]
+    return json_response(shown)
+
+
+def apply_template(body: TemplateBody, model: ServedModel) -> dict[str, str]:
+    """Raises NotSupportedError for a model without a template, InputError when it refuses the messages."""
+    if model.text.template is None:
+        raise NotSupportedError("this model has no chat template", param="messages")
+    return {"prompt": model.text.template.render(conversation(body))}
+
+
+ROUTES = (
+    Route("POST", "/infill", "Fill a hole (llama.cpp)", Generating(infill_call, LlamaFormat.of), InfillBody),
+    Route(
+        "POST",
+        "/completion",
+        "Complete a text (llama.cpp)",
+        Generating(llama_completion_call, LlamaFormat.of),
+        LlamaCompletionBody,
+        is_versioned=False,
+    ),
+    Route("GET", "/props", "The server as llama.cpp describes itself", props, is_versioned=False),
+    Route("GET", "/slots", "What runs, as llama.cpp says it", slots, is_versioned=False, scope=ADMIN),
+    Route(
+        "POST",
+        "/apply-template",
+        "Messages to a prompt",
+        of_model(apply_template),
+        TemplateBody,
+        is_versioned=False,
+    ),
+)
