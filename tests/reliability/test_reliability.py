@@ -99,8 +99,8 @@ def test_what_the_api_gains_or_loses_is_noticed(description: dict[str, Any]) -> 
     assert set(cases.missing(changed, cases.stored())) == {
         "GET /metrics: is no more",
         "POST /v1/new: no case",
-        "POST /v1/chat/completions: .new_part",
-        *(f"POST {path}: new_field" for path in ("/v1/completions",)),
+        "POST /v1/completions: new_field",
+        *(f"POST {path}: .new_part" for path in ("/v1/chat/completions", "/apply-template", "/v1/tokenize")),
     }
 
 
