@@ -206,6 +206,7 @@ class Answer:
         request = _Request(engine, submit, first, submit.num_samples, prompt, limit)
         stream = engine.submit(submit)
         self.submits.append(submit)
+        self.summary.engine_ids.append(submit.request_id)
         self.usage.num_prompt_tokens += len(prompt.ids) + prompt.num_healed
         self._spend(len(prompt.ids) + prompt.num_healed)
         self.summary.num_healed_tokens += prompt.num_healed

@@ -13,7 +13,7 @@ from tabstop.text.chat import Conversation
 from tabstop.text.fim import FillReport, Hole
 from tabstop.text.reporting import ReportedPrompt, ReportedToken
 from tabstop.tools import CallPiece, ToolUse
-from tabstop.types import ConstraintSpec, FinishReason, Priority
+from tabstop.types import ConstraintSpec, FinishReason, Priority, RequestId
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,5 +215,6 @@ class Summary:
     num_healed_tokens: int = 0  # taken back from the ends of prompts
     num_overlaps: int = 0  # samples cut where they repeated the suffix
     finishes: list[FinishReason] = field(default_factory=list)
+    engine_ids: list[RequestId] = field(default_factory=list)  # by which the engine knew its prompts
     seconds: float = 0.0
     first_token_seconds: float | None = None

@@ -163,7 +163,7 @@ class ServerConfig:
     )
     engine_timeout: float = option(
         30.0,
-        "an engine that is silent for so long is dead: frozen or deadlocked",
+        "an engine or a front end that is silent for so long is dead: frozen or deadlocked",
         unit="seconds",
         minimum=2,
         maximum=3600,

@@ -24,6 +24,7 @@ from tabstop.engine import garbage, wire
 from tabstop.engine.process_client import ProcessClient
 from tabstop.errors import StartupError
 from tabstop.exits import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED
+from tabstop.heartbeats import beat, open_heartbeats
 from tabstop.keys import Key, KeyRing
 from tabstop.mapped import make_reserved
 
@@ -76,11 +77,14 @@ async def run(start: FrontEndStart, upward: pipes.Upward) -> int:
         garbage.settle()
         upward.tell(pipes.READY)
 
-    counts = Counts(counts_folder(start.folder), start.place, start.server.num_front_ends or start.place + 1)
+    num_places = start.server.num_front_ends or start.place + 1
+    counts = Counts(counts_folder(start.folder), start.place, num_places)
     state = ServerState(is_ready=False, on_ready=on_ready, keys=KeyRing(start.keys), counts=counts)
     serving = asyncio.create_task(run_front_end(service, start.server, listening, stop, state))
     orders = asyncio.create_task(follow_orders(client, stop, state.keys))
+    beating = asyncio.create_task(beat(open_heartbeats(start.folder, num_places), start.place))
     await asyncio.wait([serving, orders], return_when=asyncio.FIRST_COMPLETED)
+    beating.cancel()
     if serving.done():
         serving.result()
     return EXIT_STOPPED

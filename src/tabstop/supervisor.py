@@ -4,8 +4,8 @@ Knows processes, not models and not HTTP: it imports no torch and no fastapi. It
 - SIGTERM or Ctrl-C: /readyz says 503, open requests end (drain_timeout at most), exit 0; a second one: exit at once.
 - A terminal that closes (SIGHUP) is as SIGTERM, once, and nothing under nohup. With --key-file any other SIGHUP reads
   that file again; a bad file leaves the keys as they were.
-- A front end that dies has its requests aborted and is started again, ever more slowly; one that cannot start three
-  times in a row ends the server.
+- A front end that dies, or freezes and is killed for it, has its requests aborted and is started again, ever more
+  slowly; one that cannot start three times in a row ends the server.
 - An engine that dies ends every stream with an error; after a short grace the server exits 70 (2: it could not start).
 - When it has ended, there is no process, no socket and no file left of it. Should it be killed, its children see their
   stdin end and leave, the engine with the run folder.
@@ -36,12 +36,13 @@ from tabstop.checkpoint import open_checkpoint
 from tabstop.children import Child
 from tabstop.config import EngineConfig, ServerConfig
 from tabstop.device import default_num_front_ends
-from tabstop.engine import wire
+from tabstop.engine import recorder, wire
 from tabstop.engine.process import EngineStart
 from tabstop.engine.process_client import ProcessClient
 from tabstop.errors import ConfigError, EngineDeadError, StartupError, TabstopError
 from tabstop.exits import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED
 from tabstop.front_end import FrontEndStart, counts_folder, metrics_folder
+from tabstop.heartbeats import Heartbeats, open_heartbeats, wait_silent
 from tabstop.keys import Key, read_keys
 from tabstop.pipes import Event
 from tabstop.startup import StartupView
@@ -122,6 +123,7 @@ class Supervisor:
         self._num_front_ends = server.num_front_ends or default_num_front_ends()
         self.server = dataclasses.replace(server, num_front_ends=self._num_front_ends)
         self._keys: tuple[Key, ...] = ()
+        self._heartbeats: Heartbeats | None = None  # of front ends
         self._had_terminal = has_terminal()
         self.core = core
         self.log = logs.LogSettings(server.log_level, server.log_format, server.log_prompts)
@@ -145,6 +147,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._signalled, number)
         with run_folder() as folder, open_listening_socket(self.server.host, self.server.port) as listening:
             counts_folder(folder).mkdir()
+            self._heartbeats = open_heartbeats(folder, self._num_front_ends)
             client = ProcessClient(
                 wire.address(folder),
                 wire.SUPERVISOR,
@@ -254,7 +257,9 @@ class Supervisor:
         if code == EXIT_CANNOT_START:
             self._decide(Ending(EXIT_CANNOT_START, message))
             return
+        in_hand = [recorder.name_of(request_id) for request_id in recorder.read(folder)]
         log.error("the engine ended with code %d; the server stops", code)
+        log.error("it had these requests in hand (engine_ids of other lines): %s", ",".join(in_hand) or "none")
         client.fail("the engine process died")
         for front_end in self._children:
             front_end.tell(Event(pipes.ENGINE_DEAD, "the engine process died; the server is stopping"))
@@ -272,7 +277,11 @@ class Supervisor:
         while not self._ending.done():
             self._num_started += 1
             number, start = self._num_started, time.monotonic()
-            was_ready, code = await self._run_front_end(folder, listening, number, place)
+            try:
+                was_ready, code = await self._run_front_end(folder, listening, number, place)
+            except OSError as error:  # no descriptor, process or memory is left: worth dying for if nobody else serves
+                log.error("front end %d cannot be started: %s", number, error.strerror)
+                was_ready, code = any(child.name != "engine" for child in self._children), EXIT_BUG
             if self._ending.done():
                 return
             log.error("front end %d ended with code %d", number, code)
@@ -288,12 +297,15 @@ class Supervisor:
 
     async def _run_front_end(self, folder: str, listening: socket.socket, number: int, place: int) -> tuple[bool, int]:
         """One life of a front end: whether it ever was ready, and its exit code."""
+        if self._heartbeats is not None:
+            self._heartbeats.forget(place)
         given = (number, listening.fileno(), place, self._keys)
         settings = FrontEndStart(self.engine, self.server, folder, *given, self.log)
         child = await Child.start(f"front end {number}", "tabstop.front_end", settings, [listening.fileno()])
         self._children.append(child)
         if settings.keys is not self._keys:  # read again meanwhile
             child.tell(Event(pipes.KEYS, keys=self._keys))
+        silence = asyncio.create_task(self._kill_when_frozen(child, place))
         was_ready = False
         async for event in child.events():
             if event.name == pipes.READY:
@@ -304,10 +316,16 @@ class Supervisor:
             elif event.name == pipes.STARTUP_ERROR:
                 self._decide(Ending(EXIT_CANNOT_START, event.message))
         code = await child.wait()
+        silence.cancel()
         self._children.remove(child)
         # Its gauges end with it; its counters stay.
         mark_process_dead(child.pid, str(metrics_folder(folder)))  # type: ignore[no-untyped-call]
         return was_ready, code
+
+    async def _kill_when_frozen(self, child: Child, place: int) -> None:
+        await wait_silent(self._heartbeats, place, self.server.engine_timeout)
+        log.error("%s gave no sign of life for %g s; killing it", child.name, self.server.engine_timeout)
+        child.kill()
 
     async def _announce(self, listening: socket.socket, client: ProcessClient) -> None:
         host, port = listening.getsockname()[:2]

@@ -131,3 +131,8 @@ def test_the_document_and_the_metrics_have_it(client: httpx.Client) -> None:
     page = client.get("/metrics").text
     assert 'tabstop_http_responses_total{route="/v1/quill",status="200"}' in page
     assert 'tabstop_requests_total{model="tiny",outcome="ok"}' in page
+
+
+def test_the_page_names_only_files_that_exist() -> None:
+    names = re.findall(r"`((?:src|tests|docs)/[\w/.]+)`", PAGE.read_text(encoding="utf-8"))
+    assert len(names) > 5 and [name for name in names if not (PAGE.parents[1] / name).exists()] == []

@@ -42,6 +42,7 @@ class Sample:
 class StubCore:
     info: EngineInfo
     wake: Callable[[], None] = lambda: None
+    note: Callable[[list[RequestId]], None] = lambda requests: None
     samples: dict[tuple[RequestId, int], Sample] = field(default_factory=dict)
     ended: list[Delta] = field(default_factory=list)
     num_steps: int = 0
@@ -54,6 +55,7 @@ class StubCore:
             self.seconds = SLOW_SECONDS
         for number in range(submit.num_samples):
             self.samples[submit.request_id, number] = Sample(submit, number, len(ids))
+        self.note(list({request_id for request_id, _ in self.samples}))
 
     def abort(self, abort: Abort) -> None:
         for key, sample in list(self.samples.items()):

@@ -436,6 +436,26 @@ def test_prompt_only_requests_compute_and_end():
     assert core.workers.num_computed_tokens == 40
 
 
+def test_what_is_in_hand_is_noted_before_it_is_computed():
+    """Whoever looks after the engine died finds the request that was begun last."""
+    core = make_core(max_num_seqs=2)
+    driver, noted = Driver(core), []
+    launch, core.note = core.workers.launch, noted.append
+    seen = []
+
+    def launching(plan):
+        seen.append(noted[-1])
+        return launch(plan)
+
+    core.workers.launch = launching
+    keys = [driver.add([1, 2, n], 4) for n in range(4)]
+    driver.run()
+    assert seen[0] == keys[:2] and seen[-1] == keys[2:]
+    constrained = driver.add([1, 2], 4, constraints=(ConstraintSpec("unheard of", 1),))
+    assert noted[-1] == [constrained]
+    driver.run()
+
+
 class Faulty(OnlyEven):
     """Fails or forbids everything at its third token."""
 

@@ -13,7 +13,8 @@ from types import TracebackType
 
 import msgspec
 
-from tabstop.api.dialects import llamacpp, mistral, openai
+from tabstop.api.dialects import dialect_routes
+from tabstop.api.endpoints import Generating
 from tabstop.api.fields import Caller
 from tabstop.api.schema import decode_body
 from tabstop.bench.sse import EventParser
@@ -55,13 +56,11 @@ class allowed(contextlib.suppress):
 CALLER = Caller("fuzz", "", {})
 LIMITS = RenderLimits(num_characters=1 << 18, seconds=0.5)
 INFO = EngineInfo("tiny", "Llama", 512, tiny.VOCAB_SIZE, 16, 64, 8)
-CALLS: tuple[tuple[type[msgspec.Struct], Callable[..., Call]], ...] = (
-    (openai.CompletionBody, openai.completion_call),
-    (openai.ChatBody, openai.chat_call),
-    (mistral.MistralBody, mistral.fim_call),
-    (llamacpp.InfillBody, llamacpp.infill_call),
-    (llamacpp.LlamaCompletionBody, llamacpp.llama_completion_call),
-)
+CALLS: list[tuple[type[msgspec.Struct], Callable[..., Call]]] = [
+    (route.body, route.endpoint.make_call)
+    for route in dialect_routes()
+    if route.body is not None and isinstance(route.endpoint, Generating)
+]
 
 
 @cache

@@ -239,6 +239,18 @@ def test_every_version_multiplies_as_the_twin_does(version: str) -> None:
         assert torch.equal(weight.multiply(x, None), alone)
 
 
+def test_every_version_keeps_what_is_no_number(version: str) -> None:
+    for form in FORMATS:
+        weight, x = random_weight(form, 70, 100), torch.randn(21, 100)
+        healthy = weight.multiply(x, None)
+        x[3, 40], x[8, 99], x[13], x[20, 1:3] = torch.nan, -torch.inf, torch.nan, torch.nan
+        found = weight.multiply(x, None)
+        bad = torch.zeros(21, dtype=torch.bool)
+        bad[[3, 8, 13, 20]] = True
+        assert not found[bad].isfinite().any(), (form, version)
+        assert torch.equal(found[~bad], healthy[~bad])
+
+
 def test_every_version_attends_as_the_reference_does(version: str) -> None:
     need = make_need(6, 2, 64)
     steps, reference, backend = Steps(need), ReferenceAttention(need), CpuAttention(need)

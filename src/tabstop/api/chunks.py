@@ -46,7 +46,7 @@ class ChunkFormat:
 
     @classmethod
     def of(cls, body: Generation, call: Call, model: ServedModel, name: str) -> Self:
-        """For endpoints.generate."""
+        """For endpoints.Generating."""
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
         shown = PromptShown(call.num_logprobs if call.echo else None, call.num_prompt_logprobs)
         return cls(name, len(call.prompts) * call.num_samples, wants_usage, shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -26,17 +27,18 @@ def caller_of(request: Request) -> Caller:
     return Caller(state["request_id"], state["tenant"], request.headers, best, state.get("spend_tokens"))
 
 
-def generate(
-    make_call: Callable[[Any, Caller], Call], make_format: Callable[[Any, Call, ServedModel, str], ReplyFormat]
-) -> Endpoint:
-    """Of a schema.Generation. `make_format`: of the body, its call, the model, and what the answer calls that."""
+@dataclass(frozen=True, slots=True)
+class Generating:
+    """An Endpoint that runs the call of a schema.Generation."""
 
-    async def endpoint(service: Service, request: Request, body: Any) -> Response:
-        call = make_call(body, caller_of(request))
-        form = make_format(body, call, service.resolve(call.model), service.shown_name(call.model))
+    make_call: Callable[[Any, Caller], Call]
+    make_format: Callable[[Any, Call, ServedModel, str], ReplyFormat]
+    """Of the body, its call, the model, and what the answer calls that."""
+
+    async def __call__(self, service: Service, request: Request, body: Any) -> Response:
+        call = self.make_call(body, caller_of(request))
+        form = self.make_format(body, call, service.resolve(call.model), service.shown_name(call.model))
         return Reply(service, call, form, stream=bool(body.stream))
-
-    return endpoint
 
 
 def of_model(tell: Callable[[Any, ServedModel], Any]) -> Endpoint:

@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from tabstop.api.engine_metrics import EngineCollector
 from tabstop.call import Summary
+from tabstop.engine.recorder import name_of
 from tabstop.service import Service
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ def _log_line(summary: Summary) -> None:
         "request_id": summary.request_id,
         "model": summary.model,
         "outcome": summary.outcome,
+        "engine_ids": None if summary.outcome == "ok" else ",".join(map(name_of, summary.engine_ids)),
         "finish": ",".join(sorted({reason.value for reason in summary.finishes})),
         "prompt_tokens": usage.num_prompt_tokens,
         "cached_tokens": usage.num_cached_tokens,

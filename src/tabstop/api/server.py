@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -45,6 +46,9 @@ RETRY_WARM_UP = 0.2
 KEEP_ALIVE = 75
 """Seconds that a connection may be idle between requests."""
 
+MAX_KEEP_ALIVE = 32_767
+"""Seconds between questions of the kernel to a silent client; it takes no more."""
+
 CLOSE_TIMEOUT = 1
 """Seconds that connections have to take their last bytes."""
 
@@ -62,9 +66,7 @@ async def run_front_end(
     """
     state = state or ServerState(is_ready=False)
     if listening_socket.family != socket.AF_UNIX:
-        # Connections inherit it. asyncio sets it only on sockets that name their protocol; without it, an answer that
-        # is written in two parts waits 40 ms for the client's acknowledgement.
-        listening_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _set_options(listening_socket, config.send_timeout)
     server = _make_server(build_app(service, config, state), config)
     serving = asyncio.create_task(server.serve(sockets=[listening_socket]))
     helpers = [asyncio.create_task(_warm_up(service, state)), asyncio.create_task(stop.wait())]
@@ -78,6 +80,25 @@ async def run_front_end(
         service.end_all(UnavailableError("the server is shutting down; send the request to another one", retry_after=5))
         server.should_exit = True
         await serving
+
+
+def _set_options(listening: socket.socket, send_timeout: float) -> None:
+    """Sets what connections inherit."""
+    # asyncio sets it only on sockets that name their protocol; without it, an answer that is written in two parts waits
+    # 40 ms for the client's acknowledgement.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A client that vanished without a word is missed when it acknowledges nothing for so long: answers, or, when there
+    # is nothing to send, the kernel's own questions. Otherwise one would be held for a quarter of an hour, or for ever.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_USER_TIMEOUT": math.ceil(send_timeout) * 1000,  # milliseconds; the others are seconds
+        "TCP_KEEPIDLE": min(math.ceil(send_timeout / 2), MAX_KEEP_ALIVE),
+        "TCP_KEEPINTVL": min(math.ceil(send_timeout / 6), MAX_KEEP_ALIVE),
+        "TCP_KEEPCNT": 3,
+    }
+    for name, value in options.items():
+        if hasattr(socket, name):  # macOS lacks two of them
+            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:

@@ -29,6 +29,7 @@ class Group:
     positions: torch.Tensor  # int64 [R, Q] of the queries
     num_queries: int
     longest: int  # context of the rows
+    rest: torch.Tensor  # int64 places in [R * L] of last blocks that are past their row's context
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)  # by window: additive, as `attend` takes them
 
 
@@ -54,7 +55,7 @@ class ReferenceAttention:
         self.num_sharing = need.num_heads // need.num_kv_heads  # heads that share keys
 
     def allocate(self, spec: CacheSpec, num_blocks: int) -> torch.Tensor:
-        """Zeros: a masked position counts 0 times its value, which must not be a NaN left by someone else."""
+        """Zeros: a masked position counts 0 times its value, which must not be a NaN."""
         assert spec.kind is CacheKind.PAGED
         shape = (2, num_blocks, self.need.block_size, spec.num_kv_heads, spec.head_dim)
         if self.need.device.type != "cpu":
@@ -80,6 +81,8 @@ class ReferenceAttention:
         contexts = batch.contexts[index].long()[:, None]
         tables = batch.block_tables[index, :num_blocks].long()
         used = torch.arange(num_blocks, device=device) * block_size < contexts
+        places = torch.arange(num_blocks * block_size, device=device)
+        rest = (places >= contexts) & (places < (contexts + block_size - 1) // block_size * block_size)
         queries = torch.arange(num_queries, device=device)
         tokens = batch.query_starts[index].long()[:, None] + queries
         return Group(
@@ -88,6 +91,7 @@ class ReferenceAttention:
             positions=contexts - num_queries + queries,
             num_queries=num_queries,
             longest=longest,
+            rest=rest.flatten().nonzero()[:, 0],
         )
 
     def run(
@@ -105,7 +109,7 @@ class ReferenceAttention:
         result = torch.empty_like(q)
         for group in meta.groups:
             queries = q if len(group.tokens) == len(q) else q[group.tokens]
-            keys, values = gather_blocks(kv, group.tables).float()
+            keys, values = gather_blocks(kv, group).float()
             attended = attend(queries, keys, values, self.mask(group, window), scale)
             if len(meta.groups) == 1:
                 return attended.to(q.dtype)
@@ -144,9 +148,16 @@ def store(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, kv_slots: torch.Te
     kv.flatten(1, 2).index_copy_(1, kv_slots, torch.stack((k, v)).to(kv.dtype))
 
 
-def gather_blocks(kv: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """kv [2, blocks, block_size, kv_heads, dim], tables [R, n] → [2, R, kv_heads, n * block_size, dim], of its type."""
+def gather_blocks(kv: torch.Tensor, group: Group) -> torch.Tensor:
+    """kv [2, blocks, block_size, kv_heads, dim] → the rows' keys and values [2, R, kv_heads, L, dim], of its type.
+
+    What somebody else left in a last block is zeroed: it may be a NaN, and a masked position counts 0 times that.
+    """
+    tables = group.tables
     rows = kv.flatten(2).index_select(1, tables.flatten())  # whole blocks at a time: indexing is 15 times slower
+    rows = rows.view(2, -1, *kv.shape[3:])
+    if len(group.rest):
+        rows.index_fill_(1, group.rest, 0)
     return rows.view(2, len(tables), -1, *kv.shape[3:]).transpose(2, 3)
 
 

@@ -36,9 +36,11 @@ class Memory:
         self.keys, self.values = self.slots[:, None].unbind()  # [1, kv_heads, slots, dim]
         self.num_kv_heads = whole.shape[1]
 
-    def gather(self, tables: torch.Tensor) -> torch.Tensor:
-        """tables [R, n] → [2, R, kv_heads, n * block_size, dim]."""
+    def gather(self, tables: torch.Tensor, rest: torch.Tensor | None = None) -> torch.Tensor:
+        """tables [R, n] → [2, R, kv_heads, n * block_size, dim]. `rest`: places that are zeroed, as in Group."""
         found = self.blocks.index_select(1, tables.flatten())
+        if rest is not None and len(rest):
+            found.view(len(found), -1, self.whole.shape[-1]).index_fill_(1, rest, 0)
         return found.view(2, self.num_kv_heads, len(tables), -1, self.whole.shape[-1]).transpose(1, 2)
 
 
@@ -162,7 +164,7 @@ class SdpaAttention:
     def _attend_group(self, q: torch.Tensor, kv: Memory, group: Group, how: tuple[float, int | None]) -> torch.Tensor:
         """q [R * Q, heads, dim] → the same. how: scale and window."""
         scale, window = how
-        keys, values = kv.gather(group.tables)
+        keys, values = kv.gather(group.tables, group.rest)
         if window not in group.masks:
             group.masks[window] = self._reference.mask(group, window).to(q.dtype)
         return attend(q, keys, values, group.masks[window], scale)

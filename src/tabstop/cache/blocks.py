@@ -187,6 +187,12 @@ class BlockPool:
             if block.step < step and num_common > match.num_partial:
                 match.partial, match.num_partial = block, num_common
 
+    def forget(self, blocks: list[Block]) -> None:
+        """Makes the content of owned blocks findable no more; their owners keep them."""
+        for block in blocks:
+            if block.parent is not None:
+                self._unpublish(block)
+
     def clear(self) -> None:
         """Forgets all content that nobody owns."""
         while self._cached:

@@ -93,6 +93,7 @@ class EngineCore:
         self.max_num_waiting = max_num_waiting
         self.overlap = overlap
         self.wake: Callable[[], None] = lambda: None  # called from a helper thread when a compilation ends
+        self.note: Callable[[list[RequestId]], None] = lambda requests: None  # these are in hand now
         self._fillers = MaskFillers(self.vocabulary.limits.mask_seconds)
         self._requests: dict[RequestId, list[Request]] = {}
         self._compiling: dict[RequestId, Future[list[Constraint]]] = {}
@@ -112,6 +113,8 @@ class EngineCore:
         if pending and not self.overlap:
             self.scheduler.update(*pending.wait())
         plan = self.scheduler.schedule()
+        if plan.admissions:
+            self._note()
         launched = self.workers.launch(plan) if plan else None
         if pending and self.overlap:
             self.scheduler.update(*pending.wait())
@@ -144,11 +147,17 @@ class EngineCore:
                 request.stage = Stage.COMPILING
             rules = tokens_constraint(submit.sampling)
             specs = (*submit.constraints, rules) if rules else submit.constraints
+            self._note(submit.request_id)
             future = self.compiler.submit(compile_constraints, specs, self.vocabulary)
             self._compiling[submit.request_id] = future
             future.add_done_callback(lambda _: self.wake())
         else:
             self.scheduler.add(first)
+
+    def _note(self, *more: RequestId) -> None:
+        """Says what is in hand, before it is touched. Some of it may have ended when the next request comes."""
+        running = (request.request_id for request in self.scheduler.running)
+        self.note(list(dict.fromkeys((*running, *self._compiling, *more))))
 
     def _make_requests(self, submit: Submit, now: float) -> list[Request]:
         tokens = array("I", unpack_ids(submit.prompt_ids))

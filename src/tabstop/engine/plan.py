@@ -18,6 +18,9 @@ from tabstop.types import Sampling, TokenLogprobs
 PENDING = -1
 """In Row.token_ids: the token that the slot sampled last and that the host may not know yet."""
 
+NO_TOKEN = -2
+"""In StepResult.tokens: nothing could be drawn, since the logits were no numbers (NaN) or infinite."""
+
 
 class Admission(NamedTuple):
     """A sequence takes a slot. Its former owner's state there is void."""

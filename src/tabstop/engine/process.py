@@ -29,6 +29,7 @@ from tabstop.config import EngineConfig
 from tabstop.engine import garbage, wire
 from tabstop.engine.commands import get_argument, run_command
 from tabstop.engine.door import Bell, Door, Letter
+from tabstop.engine.recorder import Recorder
 from tabstop.errors import InternalError, StartupError, TabstopError, UnavailableError
 from tabstop.exits import EXIT_BUG, EXIT_CANNOT_START, EXIT_STOPPED
 from tabstop.kernels.cpu import build
@@ -59,6 +60,7 @@ class Core(Protocol):
 
     info: EngineInfo
     wake: Callable[[], None]  # set by who drives it; called from any thread when there is work again
+    note: Callable[[list[RequestId]], None]  # likewise; told what is in hand when that grows
 
     def add(self, submit: Submit, now: float) -> None:
         """Takes a request. What is wrong with it comes as terminal deltas from the next step."""
@@ -158,6 +160,10 @@ class EngineProcess:
         assert self.core is not None
         garbage.settle()
         self.core.wake = self.bell.ring
+        try:
+            self.core.note = Recorder(start.folder).note
+        except OSError as error:
+            log.warning("no room to note which requests are in hand (%s)", error.strerror)
         self.door.broadcast(self.core.info)
 
     def serve(self) -> None:

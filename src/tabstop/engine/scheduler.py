@@ -12,10 +12,13 @@ import logging
 from bisect import insort
 from dataclasses import dataclass, field
 from itertools import chain
+from math import isfinite
+
+from msgspec import structs
 
 from tabstop.cache.blocks import Block, BlockPool, Match
 from tabstop.engine.mix import Load, Mix
-from tabstop.engine.plan import PENDING, Copy, Row, StepPlan, StepResult, TableUpdate
+from tabstop.engine.plan import NO_TOKEN, PENDING, Copy, Row, StepPlan, StepResult, TableUpdate
 from tabstop.engine.request import Request
 from tabstop.errors import InternalError, TabstopError
 from tabstop.types import Delta, EngineFailure, FinishReason, Ledger, Stage
@@ -255,6 +258,9 @@ class Scheduler:
         request.num_in_flight -= row.sample
         finish, failure, kept = None, None, []
         for token_id in tokens:
+            if token_id == NO_TOKEN:
+                finish, failure = FinishReason.ERROR, self._disown(request)
+                break
             request.tokens.append(token_id)
             kept.append(token_id)
             finish = request.finish_reason(token_id)
@@ -269,6 +275,8 @@ class Scheduler:
         is_prompt_done = row.start + len(row.token_ids) >= request.num_prompt_tokens
         if is_prompt_done and request.limits.max_tokens == 0:
             finish = FinishReason.LENGTH
+        if not all(isfinite(entry.logprob) for entry in report):
+            finish, failure = FinishReason.ERROR, self._disown(request)
         if kept and request.stage is Stage.PROMPT:
             request.stage = Stage.DECODING
         if finish or kept or report:
@@ -281,6 +289,14 @@ class Scheduler:
                 self._deltas.append(delta)
         if is_prompt_done:
             self._release_children(request)
+
+    def _disown(self, request: Request) -> EngineFailure:
+        """Lets nobody find what a model without numbers computed; why the sample must end."""
+        self.pool.forget(request.blocks)
+        request.cache = structs.replace(request.cache, write=False)
+        log.error("the model computed no numbers (NaN or infinity) for a request; it ends, others go on")
+        message = "the model computed no numbers (NaN or infinity) for this request; try another --dtype"
+        return EngineFailure(InternalError.code, message)
 
     def _release_children(self, request: Request) -> None:
         for child in request.children:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from tabstop.api import Route
 from tabstop.api.chunks import event
-from tabstop.api.endpoints import generate, json_response, of_model
+from tabstop.api.endpoints import Generating, json_response, of_model
 from tabstop.api.errors import error_object
 from tabstop.api.fields import Caller, conversation, prompts_of, shared_fields
 from tabstop.api.holes import confidence_object, fill_object, hole_fields, surroundings
@@ -146,7 +146,7 @@ class LlamaFormat:
 
     @classmethod
     def of(cls, body: LlamaBody, call: Call, model: ServedModel, name: str) -> Self:
-        """For endpoints.generate."""
+        """For endpoints.Generating."""
         return cls(name, body, model.max_model_len)
 
     def opening(self) -> bytes:
@@ -281,12 +281,12 @@ def apply_template(body: TemplateBody, model: ServedModel) -> dict[str, str]:
 
 
 ROUTES = (
-    Route("POST", "/infill", "Fill a hole (llama.cpp)", generate(infill_call, LlamaFormat.of), InfillBody),
+    Route("POST", "/infill", "Fill a hole (llama.cpp)", Generating(infill_call, LlamaFormat.of), InfillBody),
     Route(
         "POST",
         "/completion",
         "Complete a text (llama.cpp)",
-        generate(llama_completion_call, LlamaFormat.of),
+        Generating(llama_completion_call, LlamaFormat.of),
         LlamaCompletionBody,
         is_versioned=False,
     ),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tabstop.api import Route
 from tabstop.api.chunks import ChatFormat
-from tabstop.api.endpoints import generate
+from tabstop.api.endpoints import Generating
 from tabstop.api.fields import Caller, shared_fields
 from tabstop.api.holes import hole_fields, surroundings
 from tabstop.api.sampling import chat_num_logprobs, refuse_prompt_logprobs
@@ -41,4 +41,4 @@ class FimFormat(ChatFormat):
     no_text: Mapping[str, str] = {}
 
 
-ROUTES = (Route("POST", "/fim/completions", "Fill a hole (Mistral)", generate(fim_call, FimFormat.of), MistralBody),)
+ROUTES = (Route("POST", "/fim/completions", "Fill a hole (Mistral)", Generating(fim_call, FimFormat.of), MistralBody),)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from tabstop.api import Route
 from tabstop.api.chunks import ChatFormat, ChunkFormat, finish_fields
-from tabstop.api.endpoints import generate, json_response
+from tabstop.api.endpoints import Generating, json_response
 from tabstop.api.fields import Caller, conversation, prompts_of, refuse_unsupported, shared_fields
 from tabstop.api.holes import fill_object, hole_fields, surroundings
 from tabstop.api.logprobs import completion_logprobs, echoed_logprobs
@@ -217,8 +217,8 @@ def _card(model: ServedModel, name: str) -> dict[str, Any]:
 
 
 ROUTES = (
-    Route("POST", "/completions", "Complete a text", generate(completion_call, CompletionFormat.of), CompletionBody),
-    Route("POST", "/chat/completions", "Answer a chat", generate(chat_call, ChatFormat.of), ChatBody),
+    Route("POST", "/completions", "Complete a text", Generating(completion_call, CompletionFormat.of), CompletionBody),
+    Route("POST", "/chat/completions", "Answer a chat", Generating(chat_call, ChatFormat.of), ChatBody),
     Route("GET", "/models", "List models", _models),
     Route("GET", "/models/{model:path}", "Describe a model", _model),
 )

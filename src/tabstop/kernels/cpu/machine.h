@@ -76,6 +76,17 @@ inline Floats larger(Floats a, Floats b) {
 #endif
 }
 
+// Whether neither has a NaN.
+inline bool are_numbers(Floats a, Floats b) {
+#if defined(TABSTOP_AVX512)
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q) == 0;
+#else
+    for (int i = 0; i < LANES; i++)
+        if (a[i] != a[i] || b[i] != b[i]) return false;
+    return true;
+#endif
+}
+
 inline float largest(Floats values) {
 #if defined(TABSTOP_AVX512)
     return _mm512_reduce_max_ps((__m512)values);

@@ -40,11 +40,12 @@ struct Inputs {
     int64_t place(int64_t row, int64_t group) const { return (row / CHUNK * num_groups + group) * CHUNK + row % CHUNK; }
 };
 
-// 32 floats → integers from -127 to 127 times a scale.
+// 32 floats → integers from -127 to 127 times a scale. What is no number stays none: of an infinity the scale is infinite
+// and all integers are 0; a NaN would be lost where the largest is looked for.
 inline void quantize_group(const float* from, const Inputs& to, int64_t row, int64_t group) {
     Floats low = load<Floats>(from), high = load<Floats>(from + LANES);
     float most = largest(larger(larger(low, -low), larger(high, -high)));
-    float inverse = most > 0 ? 127.0f / most : 0.0f, scale = most / 127.0f;
+    float inverse = most > 0 ? 127.0f / most : 0.0f, scale = are_numbers(low, high) ? most / 127.0f : NAN;
     int64_t place = to.place(row, group);
     int8_t* target = to.values + place * GROUP;
 #if defined(TABSTOP_AVX512)

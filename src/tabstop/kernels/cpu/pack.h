@@ -24,8 +24,13 @@ inline float half_at(const uint8_t* from) {
 // Integers of 8 bits for floats; the scale is rounded first, so that they answer to the one that is kept.
 inline void round_group(const float* from, int count, WeightGroup& group) {
     float most = 0;
-    for (int i = 0; i < count; i++) most = std::fabs(from[i]) > most ? std::fabs(from[i]) : most;
-    group.zero = 128, group.minimum = 0, group.scale = half_to_float(float_to_half(most / 127.0f));
+    bool is_finite = true;
+    for (int i = 0; i < count; i++) {
+        most = std::fabs(from[i]) > most ? std::fabs(from[i]) : most;
+        is_finite &= std::isfinite(from[i]);
+    }
+    group.zero = 128, group.minimum = 0;
+    group.scale = is_finite ? half_to_float(float_to_half(most / 127.0f)) : NAN;  // a broken weight must show
     for (int i = 0; i < GROUP; i++) {
         float value = i < count && group.scale > 0 ? std::nearbyint(from[i] / group.scale) : 0.0f;
         group.values[i] = 128 + int(value > 127 ? 127 : value < -127 ? -127 : value);
