@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from tabstop.kernels import activation, copy_blocks, decode, feed, gemv, norm, prompt, rope_store, sample
+from tabstop.kernels import activation, copy_blocks, decode, feed, gemv, likeliest, norm, prompt, rope_store, sample
 from tabstop.kernels.attention import Rows, View
 
 EARLY = {"EARLY": True, "launch_pdl": True}
@@ -75,8 +75,9 @@ def others() -> None:
     gemv.wide_gemv_triton(x[:1], matrix)
     ids = values(4, dtype=torch.int64)
     feed.known_ids_triton(ids, ids)
-    numbers = values(4, dtype=torch.float32)
-    sample.draw_triton(values(4, 32256, dtype=torch.float32), numbers, numbers)
+    floats, logits = values(4, dtype=torch.float32), values(4, 32256, dtype=torch.float32)
+    sample.draw_triton(logits, floats, floats)
+    likeliest.keep_triton(logits, floats, values(4, dtype=torch.int32), floats)
     copy_blocks.copy_blocks_triton(values(8, 2, 4, 16, 128), ids, values(3, 3, dtype=torch.int32))
 
 

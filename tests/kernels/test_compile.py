@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {
-    *("sample.scan_kernel", "sample.draw_kernel", "copy_blocks._kernel"),
+    *("sample.scan_kernel", "sample.draw_kernel", "likeliest.keep_kernel", "copy_blocks._kernel"),
     *("prompt.find_tiles_kernel", "prompt.prompt_kernel"),
 }
 """Kernels that are not started early."""

@@ -1,7 +1,8 @@
 """Top-k and top-p: which tokens are likely enough to be drawn.
 
 The plain way sorts the vocabulary, which on a CPU takes longer than a small model's whole step. Nearly always a few
-hundred tokens hold what is kept: there the border is found among those, then among more, and only then by sorting.
+hundred tokens hold what is kept: there the border is found among those, then among more, and only then by sorting. A
+card finds it by a kernel of its own (kernels/likeliest.py), since nothing there may wait for what was found.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tabstop.kernels.likeliest import keep_triton
 from tabstop.sampling.batch import SamplingBatch
 from tabstop.sampling.history import upload
 
@@ -23,7 +25,11 @@ def apply_top_k_top_p(logits: Tensor, batch: SamplingBatch) -> Tensor:
     Probabilities are those at the row's temperature. The token that crosses p is kept. Ties at the border follow the
     order of a stable sort.
     """
-    if logits.is_cuda or logits.shape[1] <= NUM_CANDIDATES:  # on a card nothing may wait for what was found
+    if logits.is_cuda:
+        temperature, top_p = (batch.column(name, logits.device)[:, 0] for name in ("temperature", "top_p"))
+        keep_triton(logits, temperature, upload(_top_k(logits, batch).astype(np.int32), logits.device), top_p)
+        return logits
+    if logits.shape[1] <= NUM_CANDIDATES:
         return keep_by_sorting(logits, batch)
     return keep_by_border(logits, batch, NUM_CANDIDATES)
 

@@ -117,7 +117,8 @@ class Sampler:
         if not rows.size:
             return None
         wanted, where = wanted[rows], upload(places[rows], logits.device)
-        found = report(lambda some: logits.index_select(0, some), where, tokens[where], int(wanted.max()))
+        known = tokens[where].clamp(min=0)  # NO_TOKEN has logits that are no numbers, whichever is looked at
+        found = report(lambda some: logits.index_select(0, some), where, known, int(wanted.max()))
         return Reported(rows, wanted, *found)
 
     def _batch(self, slots: np.ndarray, positions: np.ndarray, masks: np.ndarray | None) -> SamplingBatch:

@@ -31,7 +31,7 @@ class Forwarded:
 
     drawing: Drawing
     logits: Tensor  # float32 [N, vocab]; behind a graph those of all rows, [R, vocab]
-    tokens: Tensor | None = None  # int64 [R] drawn and remembered already behind a graph, from the logits as they are
+    tokens: Tensor | None = None  # int64 [R] drawn (or NO_TOKEN) and remembered already behind a graph
     prompt: Reported | None = None  # of the plan's prompts, by row, where that was asked for
 
 
@@ -140,11 +140,14 @@ class Worker:
         return plan
 
     def _step(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
-        """A whole step on the device: every row draws, and those of a sequence that shall are remembered."""
+        """A whole step on the device: every row draws, and those of a sequence that shall are remembered.
+
+        The tokens, as `_without_nonsense` has them; what is remembered is always one of the vocabulary.
+        """
         logits = self.model.logits(self._hidden(inputs)[inputs.last_tokens])
         tokens = draw(logits, inputs.temperature, inputs.uniform)
         self.state.last_ids.index_copy_(0, inputs.slots, tokens)
-        return logits, tokens
+        return logits, _without_nonsense(logits, tokens)
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> Forwarded:
@@ -193,10 +196,10 @@ class Worker:
         else:
             if len(rows) < len(logits):
                 logits = logits[self.state.upload(rows)]
-            drawn.tokens = self.sampler.sample(logits, drawing.slots, drawing.positions, masks)
-            self.state.remember(drawing, drawn.tokens)
+            tokens = self.sampler.sample(logits, drawing.slots, drawing.positions, masks)
+            self.state.remember(drawing, tokens)
+            drawn.tokens = _without_nonsense(logits, tokens)
         drawn.reported = self.sampler.report(logits, drawn.tokens, drawing.slots, drawn.places)
-        drawn.tokens = _without_nonsense(logits, drawn.tokens)
 
 
 def _without_nonsense(logits: Tensor, tokens: Tensor) -> Tensor:

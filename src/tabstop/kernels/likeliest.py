@@ -1,0 +1,109 @@
+"""Top-k and top-p on the device, without sorting there and without waiting for it here.
+
+A row's border, the logit of the last token that is kept, is found by halving the interval of all floats: each time the
+row is read once, and what lies above the middle is counted (k) or weighed (p). Of tokens at the border the first are
+kept. The plain version, which sorts, is sampling/likeliest.py:keep_by_sorting.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tabstop.kernels.language import jit, next_power_of_2, tl
+from tabstop.kernels.sample import inverse_of
+
+CHUNK = 8192  # logits at once
+
+
+def keep_triton(logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> None:
+    """Sets what is not kept to -inf, in place.
+
+    logits float32 [N, vocab]; temperature (> 0) and top_p float32 [N]; top_k int32 [N], `vocab` for no limit.
+    """
+    num_rows, vocab = logits.shape
+    assert logits.dtype == torch.float32 and logits.stride(1) == 1
+    if num_rows:
+        chunk = min(CHUNK, next_power_of_2(max(vocab, 128)))
+        keep_kernel[(num_rows,)](logits, temperature, top_k, top_p, logits.stride(0), vocab, chunk, num_warps=16)
+
+
+@jit()
+def keys_of(row: tl.tensor, first: tl.tensor, vocab: tl.tensor, CHUNK: tl.constexpr) -> tl.tensor:
+    """(logits [CHUNK] from `first` on, -inf behind the last; integers in the same order)."""
+    place = first + tl.arange(0, CHUNK)
+    values = tl.load(row + place, place < vocab, other=-float("inf"))
+    values = tl.where(values == 0, 0.0, values)  # there are two zeros
+    bits = values.to(tl.int32, bitcast=True)
+    return values, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@jit()
+def weights_of(values: tl.tensor, top: tl.tensor, inverse: tl.tensor) -> tl.tensor:
+    """exp((logit - the largest) / temperature); 0 for forbidden tokens."""
+    return tl.where(values > -1e30, tl.exp((tl.maximum(values, -1e30) - top) * inverse), 0.0)
+
+
+@jit()
+def measure(
+    row: tl.tensor, vocab: tl.tensor, key: tl.tensor, top: tl.tensor, inverse: tl.tensor, CHUNK: tl.constexpr
+) -> tl.tensor:
+    """Of tokens above `key` and of those at it: (number above, weight above, number at it, weight at it)."""
+    above, heavier, equal, weight = 0, 0.0, 0, 0.0
+    for first in range(0, vocab, CHUNK):
+        values, keys = keys_of(row, first, vocab, CHUNK)
+        weights = weights_of(values, top, inverse)
+        above += tl.sum((keys > key).to(tl.int32), 0)
+        heavier += tl.sum(tl.where(keys > key, weights, 0.0), 0)
+        equal += tl.sum((keys == key).to(tl.int32), 0)
+        weight += tl.sum(tl.where(keys == key, weights, 0.0), 0)
+    return above, heavier, equal, weight
+
+
+@jit()
+def keep_kernel(
+    logits: tl.tensor,
+    temperature: tl.tensor,
+    top_k: tl.tensor,
+    top_p: tl.tensor,
+    stride: tl.tensor,
+    vocab: tl.tensor,
+    CHUNK: tl.constexpr,
+) -> None:
+    """One program a row."""
+    index = tl.program_id(0)
+    row = logits + index.to(tl.int64) * stride
+    inverse, limit, share = inverse_of(tl.load(temperature + index)), tl.load(top_k + index), tl.load(top_p + index)
+    top = tl.full((), -1e30, tl.float32)
+    for first in range(0, vocab, CHUNK):
+        values, _ = keys_of(row, first, vocab, CHUNK)
+        top = tl.maximum(top, tl.max(values, 0))
+    highest = top.to(tl.int32, bitcast=True)
+    highest = tl.where(highest < 0, highest ^ 0x7FFFFFFF, highest).to(tl.int64) + 1
+    low, high = tl.full((), -(2**31), tl.int64), highest
+    if limit < vocab:
+        while high - low > 1:
+            middle = (low + high) >> 1
+            above, _, equal, _ = measure(row, vocab, middle.to(tl.int32), top, inverse, CHUNK)
+            enough = above + equal >= limit
+            low, high = tl.where(enough, middle, low), tl.where(enough, high, middle)
+    above, heavier, equal, weight = measure(row, vocab, low.to(tl.int32), top, inverse, CHUNK)
+    kept = tl.minimum(limit - above, equal)  # of tokens at the border
+    if share < 1:
+        wanted = share * (heavier + weight * (kept / tl.maximum(equal, 1)))
+        by_count, high = low, highest
+        while high - low > 1:
+            middle = (low + high) >> 1
+            _, heavier, _, weight = measure(row, vocab, middle.to(tl.int32), top, inverse, CHUNK)
+            enough = heavier + weight >= wanted
+            low, high = tl.where(enough, middle, low), tl.where(enough, high, middle)
+        _, heavier, equal, weight = measure(row, vocab, low.to(tl.int32), top, inverse, CHUNK)
+        needed = tl.ceil((wanted - heavier) / (weight / tl.maximum(equal, 1))).to(tl.int32)
+        kept = tl.maximum(1, tl.minimum(needed, tl.where(low == by_count, kept, equal)))
+    border, seen = low.to(tl.int32), 0
+    for first in range(0, vocab, CHUNK):
+        _, keys = keys_of(row, first, vocab, CHUNK)
+        equals = (keys == border).to(tl.int32)
+        is_kept = (keys > border) | ((equals > 0) & (seen + tl.cumsum(equals, 0) <= kept))
+        place = first + tl.arange(0, CHUNK)
+        tl.store(row + place, -float("inf"), (place < vocab) & (is_kept == 0))
+        seen += tl.sum(equals, 0)
