@@ -195,6 +195,8 @@ import logging, sys
 logging.basicConfig(format="%(message)s")
 from tabstop import LLM, SamplingParams
 from tabstop.engine.build import build_core
+from tabstop.kernels.cpu import build
+build.PACKAGE = "no compiler"  # it may be installed beside us
 llm = LLM(model=sys.argv[1], max_model_len=64)
 print(llm._client.core.info.kernels)
 for output in llm.generate([[5, 6, 7, 8]], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False):
