@@ -6,6 +6,7 @@ A fresh interpreter imports every module of a part; what it must not have pulled
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -69,6 +70,7 @@ def modules(part: str) -> list[str]:
     return [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
 
 
+@functools.cache
 def imported_by(part: str) -> set[str]:
     """Top-level packages in sys.modules after importing all of a part."""
     script = f"import sys, json, {', '.join(modules(part))}\nprint(json.dumps(list(sys.modules)))"

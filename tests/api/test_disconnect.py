@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import random
@@ -16,6 +15,9 @@ import pytest
 from tabstop.checkpoint import Checkpoint
 from tabstop.engine.fake import FakeEngine
 from tests.api.serving import Running, serving
+from tests.reliability.client import Patience
+from tests.reliability.requests import Ask
+from tests.reliability.storms import blow
 
 
 def request_bytes(path: str = "/v1/completions", **body: object) -> bytes:
@@ -104,37 +106,28 @@ def test_a_left_answer_is_freed_at_once(endless: Running) -> None:
         gc.enable()
 
 
+def leaving(generator: random.Random) -> tuple[Ask, Patience]:
+    """A request whose client goes after some reads or at a random time, if it is not answered by then."""
+    body = {
+        "prompt": "x" * generator.randrange(1, 50),
+        "max_tokens": generator.choice([1, 5, 1000]),
+        "n": generator.randrange(1, 4),
+        "stream": generator.random() < 0.8,
+        "stop": ["\n\n", "never"],
+    }
+    ask = Ask("/v1/completions", body, num_choices=body["n"])
+    is_reset = generator.random() < 0.3
+    if generator.random() < 0.5:
+        return ask, Patience(generator.randrange(1, 10), is_reset)
+    return ask, Patience(None, is_reset, seconds=generator.uniform(0.01, 1.0))
+
+
 async def test_two_hundred_streams_cancelled_at_random_points(endless: Running) -> None:
-    generator = random.Random(0)
-    limits = httpx.Limits(max_connections=200)
-    ended: list[str] = []
-
-    async def one(client: httpx.AsyncClient, patience: float, num_events: int, body: dict[str, object]) -> None:
-        try:
-            async with asyncio.timeout(patience):
-                async with client.stream("POST", "/v1/completions", json=body) as response:
-                    assert response.status_code == 200
-                    async for _ in response.aiter_lines():
-                        num_events -= 1
-                        if not num_events:
-                            break
-            ended.append("left")
-        except TimeoutError:
-            ended.append("cancelled")
-
-    async with httpx.AsyncClient(base_url=endless.url, timeout=None, limits=limits) as client:
-        tasks = []
-        for _ in range(200):
-            body = {
-                "prompt": "x" * generator.randrange(1, 50),
-                "max_tokens": generator.choice([1, 5, 4000]),
-                "n": generator.randrange(1, 4),
-                "stream": generator.random() < 0.8,
-                "stop": ["\n\n", "never"],
-            }
-            patience = generator.choice([generator.uniform(0.01, 1.0), 60.0])
-            tasks.append(one(client, patience, generator.randrange(1, 40), body))
-        await asyncio.gather(*tasks)
+    """However slow the machine is: each ends once, and what a client left is not computed to its end."""
+    before = endless.engine.num_aborted.total()
+    tally = await blow(endless.port, 200, leaving, seed=0)
     endless.assert_idle()
-    assert len(ended) == 200 and set(ended) == {"left", "cancelled"}
+    tally.assert_each_ended_once()
+    assert set(tally.kinds) <= {"left", "finished"} and len(tally.ends) == 200, tally.kinds
+    assert endless.engine.num_aborted.total() - before > 20
     assert httpx.get(endless.url + "/readyz").status_code == 200

@@ -1,6 +1,9 @@
 """`python -m tests.fuzz.run TARGET [options of libFuzzer]`: atheris on one target, from its corpus.
 
-New inputs go into a folder beside the finds (`-artifact_prefix` names it); what shows a bug belongs into the corpus.
+New inputs go into the folder that the first line names, beside the finds. What shows a bug belongs into the corpus by
+hand; of the others those that reach lines which the corpus does not, made as few as can be:
+
+    python -m tests.fuzz.run TARGET --keep FOLDER
 """
 
 from __future__ import annotations
@@ -16,13 +19,20 @@ with atheris.instrument_imports(include=["tabstop", "json", "jinja2"]):
 
 from tests.fuzz.seeds import CORPUS
 
+MOST_KEPT = 1500  # bytes of an input
+
 
 def main() -> None:
     logging.disable(logging.CRITICAL)  # every bad frame leaves a line
     name, *options = sys.argv[1:]
-    new = tempfile.mkdtemp(prefix=f"fuzz-{name}-")
-    settings = ["-timeout=20", "-rss_limit_mb=3000", "-max_len=20000", f"-artifact_prefix={new}/", *options]
-    atheris.Setup([sys.argv[0], *settings, new, str(CORPUS / name)], TARGETS[name])
+    corpus = str(CORPUS / name)
+    if options[:1] == ["--keep"]:
+        options = ["-set_cover_merge=1", "-use_counters=0", f"-max_len={MOST_KEPT}", corpus, options[1]]
+    else:
+        new = tempfile.mkdtemp(prefix=f"fuzz-{name}-")
+        print(f"{name}: new inputs go to {new}", flush=True)
+        options = ["-max_len=20000", f"-artifact_prefix={new}/finds-", *options, new, corpus]
+    atheris.Setup([sys.argv[0], "-timeout=20", "-rss_limit_mb=3000", *options], TARGETS[name])
     atheris.Fuzz()
 
 

@@ -47,18 +47,13 @@ def largest_difference(oracle: tuple[Any, Any], runner: PagedRunner, problem: di
     return float((logits - expected).abs().max())
 
 
-@pytest.mark.parametrize("index", [0, 57, 129])
-def test_logits_equal_the_oracle_s(index: int, oracle: tuple[Any, Any], runner: PagedRunner) -> None:
-    difference = largest_difference(oracle, runner, read_problems()[f"HumanEval/{index}"])
-    assert difference <= TOLERANCE
-
-
 @pytest.mark.slow
-def test_logits_equal_the_oracle_s_over_twenty_solutions(oracle: tuple[Any, Any], runner: PagedRunner) -> None:
-    problems = list(read_problems().values())[::8][:20]
+def test_logits_equal_the_oracle_s(oracle: tuple[Any, Any], runner: PagedRunner) -> None:
+    """Over every 27th of the 164 solutions: each takes two passes of the whole model, seconds of a core."""
+    problems = list(read_problems().values())[3::27]
     differences = [largest_difference(oracle, runner, problem) for problem in problems]
     print(f"largest logit difference over {len(problems)} solutions: {max(differences):.2e}")
-    assert len(problems) == 20 and max(differences) <= TOLERANCE
+    assert len(problems) == 6 and max(differences) <= TOLERANCE
 
 
 def test_the_file_s_end_tokens_and_special_tokens() -> None:

@@ -52,9 +52,8 @@ def cancel_streams(server: Server, times: int, seed: int = 0) -> Tally:
     assert len(tally.ends) == times and not tally.kinds["refused"], tally.kinds
     server.assert_idle()
     num_aborted = server.total("tabstop_aborts_total") - aborts
-    assert num_aborted > tally.kinds["left"] / 2, (
-        f"only {num_aborted} aborts: what clients left was computed to its end"
-    )
+    num_left = sum(end.kind == "left" and end.first is not None for end in tally.ends)  # surely accepted
+    assert num_aborted > num_left / 4, f"{num_aborted} aborts of {num_left}: what was left was computed to its end"
     assert server.status() == 200
     return tally
 

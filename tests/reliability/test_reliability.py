@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
-from tests.reliability import disk, fuzz, kills, loris, soak, stops, storms
+from tests.reliability import cases, disk, fuzz, kills, loris, soak, stops, storms
 from tests.reliability.server import Server, serving, write_model
 
-NUM_FUZZED = 80
+NUM_DRAWN = 60  # requests; drawing is what costs
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +67,58 @@ def test_a_server_that_stood_still_goes_on_as_it_was(server: Server) -> None:
 
 
 def test_odd_requests_get_no_5xx(model: Path) -> None:
-    print(f"{NUM_FUZZED} cases instead of 2,000: drawing one takes 20 ms of a core, so that all would be a minute")
+    """Those drawn when cases.jsonl.xz was made, and a few drawn now."""
     with serving(model, *fuzz.OPTIONS) as server:
-        findings = fuzz.attack(server, NUM_FUZZED)
+        replayed = fuzz.replay(server, cases.stored())
+        drawn = fuzz.attack(server, NUM_DRAWN)
         assert server.stop() == 0
-    answered = sum(count for name, count in findings.statuses.items() if name.endswith(" 200"))
-    assert findings.num_cases >= NUM_FUZZED and answered > NUM_FUZZED // 10, findings.statuses
+    for name, found in (("replayed", replayed), ("drawn now", drawn)):
+        print(f"{name}: {found.num_cases} cases, {found.num_requests} requests, {found.num_with(200)} answered")
+    assert replayed.num_cases >= cases.NUM_STORED and drawn.num_requests >= NUM_DRAWN
+    assert replayed.num_with(200) > replayed.num_requests // 10 and drawn.num_with(200), replayed.statuses
+
+
+@pytest.fixture(scope="module")
+def description(server: Server) -> dict[str, Any]:
+    return requests.get(f"{server.url}/openapi.json", timeout=60).json()
+
+
+def test_replayed_requests_name_everything_that_is_described(description: dict[str, Any]) -> None:
+    missing = cases.missing(description, cases.stored())
+    assert missing == [], f"the API has changed since tests/reliability/cases.jsonl.xz was made: {cases.REMAKE}"
+    assert cases.STORED.stat().st_size < 300_000
+
+
+def test_what_the_api_gains_or_loses_is_noticed(description: dict[str, Any]) -> None:
+    changed = copy.deepcopy(description)
+    paths, schemas = changed["paths"], changed["components"]["schemas"]
+    schemas["CompletionBody"]["properties"]["new_field"] = {"type": "integer"}
+    schemas["MessageBody"]["properties"]["new_part"] = {"type": "integer"}
+    paths["/v1/new"] = paths["/v1/tokenize"]
+    del paths["/metrics"]
+    assert set(cases.missing(changed, cases.stored())) == {
+        "GET /metrics: is no more",
+        "POST /v1/new: no case",
+        "POST /v1/completions: new_field",
+        *(f"POST {path}: .new_part" for path in ("/v1/chat/completions", "/apply-template", "/v1/tokenize")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "is_right"),
+    [
+        (200, b'data: {"choices": []}\n\ndata: [DONE]\n\n', True),
+        (200, b'data: {"error": {"code": "deadline_exceeded", "message": "x"}}\n\n', True),
+        (200, b'data: {"error": {"code": "internal_error", "message": "x"}}\n\n', False),
+        (400, b'{"error": {"code": "invalid_request", "message": "x"}}', True),
+        (400, b'{"detail": "x"}', False),
+        (504, b'{"error": {"code": "deadline_exceeded", "message": "the deadline"}}', True),
+        (504, b'{"error": {"code": "unavailable", "message": "x"}}', False),
+        (500, b'{"error": {"code": "internal_error", "message": "x"}}', False),
+    ],
+)
+def test_what_counts_as_wrong(status: int, content: bytes, is_right: bool) -> None:
+    assert (fuzz.judged(status, content) == "") is is_right
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

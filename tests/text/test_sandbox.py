@@ -12,7 +12,7 @@ from tabstop.text.chat import ChatTemplate, Conversation
 from tabstop.text.sandbox import LEFT_OUT, RenderLimits
 
 LIMITS = RenderLimits(num_characters=1 << 18, seconds=0.2)
-PATIENT = RenderLimits(num_characters=1 << 18, seconds=30)
+PATIENT = RenderLimits(num_characters=1 << 18, seconds=600)  # only counts may end it
 HI = Conversation([{"role": "user", "content": "hi there"}])
 
 DOUBLED = "{% set ns = namespace(x=X) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}{{ ns.x is string }}"
