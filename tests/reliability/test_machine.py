@@ -6,6 +6,7 @@ import contextlib
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.reliability import blackhole, machine
 from tests.reliability.server import ROOT, Server, serving, write_model
 
 OPTIONS = ("--num-front-ends", "2")
+IDLE_SECONDS = 3
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,15 @@ def test_a_clock_that_jumps_hurries_and_holds_nobody(server: Server, has_clock: 
         pytest.skip("there is no C compiler here to replace the clock with")
     tally = machine.jump(server, has_clock[0], 0.3)
     assert tally.kinds["finished"] > 20
+
+
+def test_idle_processes_sleep(server: Server) -> None:
+    """A heartbeat, a look at the engine's, its report: a few times a second each of them wakes."""
+    server.assert_idle()
+    before = {child: child.num_ctx_switches().voluntary for child in server.children()}
+    time.sleep(IDLE_SECONDS)
+    woken = {child.pid: child.num_ctx_switches().voluntary - number for child, number in before.items()}
+    assert len(woken) == 3 and max(woken.values()) < 8 * IDLE_SECONDS, woken
 
 
 @pytest.mark.skipif(not has_limits(), reason="limits of running processes are Linux's")

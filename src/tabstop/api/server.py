@@ -49,6 +49,9 @@ KEEP_ALIVE = 75
 MAX_KEEP_ALIVE = 32_767
 """Seconds between questions of the kernel to a silent client; it takes no more."""
 
+TICK = 1
+"""Seconds after which the header `date` may be old."""
+
 CLOSE_TIMEOUT = 1
 """Seconds that connections have to take their last bytes."""
 
@@ -78,7 +81,7 @@ async def run_front_end(
         for helper in helpers:
             helper.cancel()
         service.end_all(UnavailableError("the server is shutting down; send the request to another one", retry_after=5))
-        server.should_exit = True
+        server.end()
         await serving
 
 
@@ -101,7 +104,7 @@ def _set_options(listening: socket.socket, send_timeout: float) -> None:
             listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
+def _make_server(app: FastAPI, config: ServerConfig) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
@@ -118,11 +121,25 @@ def _make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers."""
+    """Uvicorn without its signal handlers, and without waking ten times a second to look whether it shall end."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ending = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # 0: writes the header `date` anew
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK):
+                    await self._ending.wait()
 
 
 async def _warm_up(service: Service, state: ServerState) -> None:
