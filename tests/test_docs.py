@@ -55,6 +55,14 @@ def test_every_make_target_is_documented() -> None:
     assert all(f"make {target} " in shown for target in targets)
 
 
+def test_every_long_run_is_named() -> None:
+    folder = ROOT / "tests/reliability"
+    runs = {path.stem for path in folder.glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    named = re.search(r"`python -m tests\.reliability\.NAME` \(([^)]+)\)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert named and set(re.split(r",\s+", named[1])) == runs
+    assert set(re.findall(r"python -m tests\.reliability\.(\w+)", (folder / "__init__.py").read_text())) == runs
+
+
 def test_constraints_pin_every_dependency() -> None:
     """Names as pip compares them."""
 

@@ -12,14 +12,14 @@ import torch
 from tabstop.attention.reference import ReferenceAttention
 from tabstop.kernels.cpu import library
 from tabstop.quant.gguf import dequantize
-from tabstop.quant.prepacked import PROBE, Int4Weight, Int8Weight, Probe, int4_parts, int8_parts, tried
+from tabstop.quant.prepacked import PROBE, Int4Weight, Int8Weight, Probe, Scratch, int4_parts, int8_parts, tried
 from tests.models.oracle import load, oracle_logits
 from tests.models.paged import PagedRunner
 from tests.quant.test_tiles import error, stored
 from tests.tiny import llama_config, tiny_llama
 from tests.tiny_gguf import write_gguf
 
-if reason := PROBE.reason():
+if (reason := PROBE.reason()) and "is wrong" not in reason:  # what is wrong may be our own decoding
     pytest.skip(reason, allow_module_level=True)
 
 COUNTS = (1, 2, 8, 33, 64, 65, 600)
@@ -55,6 +55,7 @@ def test_many_rows_meet_the_matrix_window_by_window(encoding: str, monkeypatch: 
     blocks = stored(encoding, 112, 256)
     weight = Int4Weight(*int4_parts(blocks)) if encoding == "Q4_1" else Int8Weight(*int8_parts(blocks))
     x = torch.randn(70, 256).bfloat16()
+    monkeypatch.setattr("tabstop.quant.prepacked.SCRATCH", Scratch())
     with torch.inference_mode():
         expected = weight.many(x)
     monkeypatch.setattr("tabstop.quant.prepacked.WINDOW_VALUES", 48 * 128)
