@@ -34,7 +34,6 @@ $(VENV)/runtime: pyproject.toml constraints.txt
 
 # The tests run GPU kernels under Triton's interpreter. CUDA builds of torch bring their own Triton; beside others
 # comes the one that the interpreter's repair (tests/kernels/interpreter.py) is written for.
-# CUDA builds of torch bring their own Triton; beside a CPU build it serves the kernels' tests, by its interpreter.
 $(VENV)/dev: $(VENV)/runtime
 	$(PIP) -e '.[dev]'
 	@[ "$$(uname)" != Linux ] || $(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==3.6.0

@@ -64,6 +64,8 @@ def test_version() -> None:
     [
         (["serve", "--device", "tpu"], {}, "--device is 'tpu'; choose one of auto, cpu, cuda"),
         (["serve", "--host", "0.0.0.0"], {}, "refusing to bind 0.0.0.0 without a key"),
+        (["serve", "--port", "eighty"], {}, "--port is 'eighty'; it must be a whole number"),
+        (["serve", "--kv-memory", "300MiB"], {}, "--kv-memory is '300MiB'; it must be a number [GiB]"),
         (["serve"], {"TABSTOP_PORT": "eighty"}, "TABSTOP_PORT is 'eighty'; it must be a whole number"),
         (["serve"], {"TABSTOP_PORT": "70000"}, "--port is 70000; it must be 0 to 65535"),
         (["serve", "--num-front-ends", "0"], {}, "--num-front-ends is 0; it must be 1 to 256"),
@@ -83,7 +85,7 @@ def test_what_cannot_start_is_one_line_and_exit_code_2(
 
 def test_a_wrong_option_is_exit_code_2() -> None:
     assert run("serve", "--no-such-option").returncode == 2
-    assert run("serve", "--port", "eighty").returncode == 2
+    assert run("serve", "a", "b").returncode == 2
 
 
 def given(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[EngineConfig, ServerConfig]:

@@ -55,6 +55,17 @@ def test_every_make_target_is_documented() -> None:
     assert all(f"make {target} " in shown for target in targets)
 
 
+def test_every_long_run_is_named() -> None:
+    folder = ROOT / "tests/reliability"
+    runs = {path.stem for path in folder.glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = re.search(r"`python -m tests\.reliability\.NAME` \(([^)]+)\)", page)
+    assert listed is not None
+    alone = set(re.findall(r"python -m tests\.reliability\.(\w+)", page)) - {"NAME"}
+    assert set(re.split(r",\s+", listed[1])) | alone == runs
+    assert set(re.findall(r"python -m tests\.reliability\.(\w+)", (folder / "__init__.py").read_text())) == runs
+
+
 def test_constraints_pin_every_dependency() -> None:
     """Names as pip compares them."""
 

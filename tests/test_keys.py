@@ -7,10 +7,11 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tabstop.errors import ConfigError
-from tabstop.keys import Key, KeyRing, append_key, digest_of, line_of, new_key, parse_rate, read_keys
+from tabstop.keys import _OPTIONS, Key, KeyRing, append_key, digest_of, line_of, new_key, parse_rate, read_keys
 from tabstop.types import Priority
 from tests.test_cli import run
 
@@ -128,15 +129,27 @@ def test_the_command_prints_a_key_once(tmp_path: Path) -> None:
     assert made == Key("full", made.sha256, ("infer", "admin"), "team", "normal", **ceilings)
 
 
+def test_a_repeated_scope_takes_none_away() -> None:
+    """The last one alone counted: a key of both scopes had one, without a word."""
+    _, line = run("key", "new", "--name", "a", "--scope", "infer", "--scope", "admin,infer").stdout.splitlines()
+    assert json.loads(line)["scopes"] == ["infer", "admin"]
+
+
+def test_every_option_of_a_key_says_what_it_may_be() -> None:
+    fields = {field.encode_name for field in msgspec.structs.fields(Key)}
+    assert set(_OPTIONS) == fields - {"sha256"}
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--name", "a b"], "--name"),
-        (["--name", "a", "--scope", "root"], "--scope"),
-        (["--name", "a", "--class", "best"], "--class"),
-        (["--name", "a", "--rate", "-1"], "--rate"),
-        (["--name", "a", "--rate", "nan"], "--rate"),
-        (["--name", "a", "--max-concurrent", "0"], "--max-concurrent"),
+        (["--name", "a b"], "--name must be 1 to 64 letters"),
+        (["--name", "a", "--scope", "root"], "--scope must be infer, admin, or infer,admin"),
+        (["--name", "a", "--scope", ","], "--scope must be infer, admin, or infer,admin"),
+        (["--name", "a", "--class", "best"], "--class must be interactive, normal or background"),
+        (["--name", "a", "--rate", "-1"], "--rate must be a number over 0"),
+        (["--name", "a", "--rate", "nan"], "--rate must be a number over 0"),
+        (["--name", "a", "--max-concurrent", "0"], "--max-concurrent must be a whole number from 1"),
     ],
 )
 def test_the_command_refuses_in_one_line(options: list[str], named: str) -> None:

@@ -20,7 +20,7 @@ import typer
 import tabstop
 from tabstop import config
 from tabstop.config import EngineConfig, ServerConfig
-from tabstop.errors import InputError, StartupError
+from tabstop.errors import ConfigError, InputError, StartupError
 from tabstop.exits import EXIT_CANNOT_START, EXIT_INTERRUPTED
 
 MEASURING = ("bench", "cost", "plan")
@@ -58,6 +58,8 @@ def as_parameter(field: dataclasses.Field[Any], annotation: Any) -> inspect.Para
     elif typing.get_origin(kind) is tuple:
         kind = list[str]
     metavar = "|".join(field.metadata["choices"]) or ("NAME,…" if kind == list[str] else None)
+    if kind in (int, float):  # read by as_config_value, which says more than typer where it is no number
+        kind, metavar = str, f"<{kind.__name__}>"
     if field.name == "model":
         declared: Any = typer.Argument(help=describe(field), show_default=False)
     else:
@@ -74,18 +76,17 @@ def with_options(*classes: type[Any]) -> Callable[[Command], Command]:
     """
 
     def decorate(command: Command) -> Command:
-        fields = {cls: [field.name for field in dataclasses.fields(cls)] for cls in classes}
+        hints = {cls: typing.get_type_hints(cls) for cls in classes}
+        fields = {cls: [(field, hints[cls][field.name]) for field in dataclasses.fields(cls)] for cls in classes}
         own = list(inspect.signature(command, eval_str=True).parameters.values())[len(classes) :]
-        generated = [
-            as_parameter(field, typing.get_type_hints(cls)[field.name])
-            for cls in classes
-            for field in dataclasses.fields(cls)
-        ]
+        generated = [as_parameter(field, hint) for cls in classes for field, hint in fields[cls]]
 
         def call(**given: Any) -> Any:
             configs = [
-                config.from_environment(cls, **{name: as_config_value(given.pop(name)) for name in names})
-                for cls, names in fields.items()
+                config.from_environment(
+                    cls, **{field.name: as_config_value(field, hint, given.pop(field.name)) for field, hint in known}
+                )
+                for cls, known in fields.items()
             ]
             return command(*configs, **given)
 
@@ -98,11 +99,20 @@ def with_options(*classes: type[Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-def as_config_value(value: Any) -> Any:
-    """Lists (of repeated or comma-separated options) become tuples; an empty one means: not given."""
-    if not isinstance(value, list):
+def as_config_value(field: dataclasses.Field[Any], annotation: Any, value: Any) -> Any:
+    """Lists (of repeated or comma-separated options) become tuples; an empty one means: not given. Texts are read.
+
+    Raises ConfigError naming the option and its unit.
+    """
+    if isinstance(value, list):
+        return tuple(part.strip() for text in value for part in text.split(",") if part.strip()) or None
+    if not isinstance(value, str):
         return value
-    return tuple(part.strip() for text in value for part in text.split(",") if part.strip()) or None
+    try:
+        return config.parse(value, annotation)
+    except ValueError as error:
+        unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
+        raise ConfigError(f"{config.flag(field.name)} is {value!r}; it must be {error}{unit}") from None
 
 
 @app.command()
@@ -198,7 +208,9 @@ def key_commands() -> None: ...
 def new_key(
     *,
     name: Annotated[str, typer.Option(help="how the file, logs and people call the key")],
-    scope: Annotated[str, typer.Option(help="what it may do: infer, admin, or both with a comma")] = "infer",
+    scope: Annotated[
+        list[str] | None, typer.Option(help="infer, admin, or infer,admin; default: infer", metavar="SCOPE,…")
+    ] = None,
     tenant: Annotated[str | None, typer.Option(help="who shares cached prompts; default: the key alone")] = None,
     priority: Annotated[str, typer.Option("--class", help="best class: interactive, normal or background")] = (
         "interactive"
@@ -215,7 +227,7 @@ def new_key(
     fields: dict[str, Any] = {
         "name": name,
         "sha256": keys.digest_of(text).hex(),
-        "scopes": keys.parse_scopes(scope),
+        "scopes": keys.parse_scopes([keys.INFER] if scope is None else scope),
         "class": priority,
     }
     fields |= {"tenant": tenant, "requests_per_minute": keys.parse_rate(rate) if rate else None}

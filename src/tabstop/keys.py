@@ -101,8 +101,9 @@ def new_key() -> str:
 # ---- from the command line
 
 
-def parse_scopes(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def parse_scopes(texts: Iterable[str]) -> list[str]:
+    """Of an option that may be repeated, with commas or without; each scope once."""
+    return list(dict.fromkeys(part.strip() for text in texts for part in text.split(",") if part.strip()))
 
 
 def parse_rate(text: str) -> float:
@@ -115,14 +116,29 @@ def parse_rate(text: str) -> float:
         raise ConfigError("--rate is a number of requests a minute, as 60/min, or 2/s, or 1000/h") from None
 
 
+_A_NAME = "1 to 64 letters, digits and . _ @ -"
+_A_RATE = "a number over 0, at most 1000000000"
+_OPTIONS = {
+    "name": ("--name", _A_NAME),
+    "scopes": ("--scope", "infer, admin, or infer,admin"),
+    "tenant": ("--tenant", _A_NAME),
+    "class": ("--class", "interactive, normal or background"),
+    "requests_per_minute": ("--rate", f"{_A_RATE}, a minute"),
+    "max_concurrent": ("--max-concurrent", "a whole number from 1 to 2147483647"),
+    "tokens_per_minute": ("--tokens-per-minute", _A_RATE),
+}
+"""Fields that the command sets: its option, and what that may be."""
+
+
 def make_key(fields: dict[str, object]) -> Key:
-    """Raises ConfigError naming the option."""
+    """Raises ConfigError naming the option and what it may be."""
     try:
         return msgspec.convert(fields, Key)
     except msgspec.ValidationError as error:
         found = re.search(r"at `\$\.(\w+)", str(error))
-        name = {"scopes": "scope", "requests_per_minute": "rate"}.get(found[1], found[1]) if found else "an option"
-        raise ConfigError(f"--{name.replace('_', '-')} is not what it may be; see docs/operations.md, Keys") from None
+        assert found is not None
+        option, allowed = _OPTIONS[found[1]]
+        raise ConfigError(f"{option} must be {allowed}") from None
 
 
 # ---- the file

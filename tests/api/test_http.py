@@ -279,6 +279,20 @@ def test_the_tenant_is_the_key_and_not_its_text(locked: Running) -> None:
     assert submit.tenant and submit.tenant != KEY and submit.cache.scope.startswith(submit.tenant)
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b" ", "the body is empty; send a JSON object"),
+        (b'{"prompt":"x"', "it ends too early"),
+        (b'{"prompt":"\\ud83d"}', "it ends with half of an escaped surrogate pair"),
+        (b'{"prompt":"\\ud83d long enough"}', "surrogate pair"),
+    ],
+)
+def test_bodies_that_are_no_json_say_why(locked: Running, body: bytes, message: str) -> None:
+    response = httpx.post(locked.url + "/v1/completions", content=body, headers={"api-key": KEY})
+    assert message in error_of(response, 400)["message"]
+
+
 def test_bodies_over_the_limit(locked: Running) -> None:
     headers = {"api-key": KEY}
     response = httpx.post(locked.url + "/v1/completions", json={"prompt": "x" * 2000}, headers=headers)

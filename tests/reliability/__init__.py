@@ -10,6 +10,7 @@ function (short in CI: test_reliability.py) and a command for the full length:
     python -m tests.reliability.loris --connections 500 headers and bodies that never end, connections without a request
     python -m tests.reliability.machine                 no descriptor or memory left, a clock that jumps
     python -m tests.reliability.blackhole --streams 24  clients whose packets go nowhere
+    python -m tests.reliability.disk                    nowhere to write logs to
     python -m tests.reliability.fuzz --cases 20000      schemathesis over /openapi.json
     python -m tests.reliability.cases                   the requests that CI replays: adds what the API has gained
     python -m tests.reliability.soak --minutes 30       mixed traffic at 80 % of what the machine can do

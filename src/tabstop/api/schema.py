@@ -140,6 +140,16 @@ def _choices(kind: type[msgspec.Struct], name: str | None) -> str:
     return " or ".join(str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))
 
 
+def _why_no_json(body: bytes, error: msgspec.DecodeError) -> str:
+    reason = str(error)
+    if not body.strip():
+        return "the body is empty; send a JSON object"
+    if reason == "Input data was truncated":
+        is_half = re.search(rb"\\u[dD][89abAB][0-9a-fA-F]{2}.{0,5}\Z", body, re.DOTALL)  # the other half has six bytes
+        reason = "it ends with half of an escaped surrogate pair" if is_half else "it ends too early"
+    return f"the body is not valid JSON: {reason}"
+
+
 def decode_body(body: bytes, kind: type[Body]) -> Body:
     """The struct of a JSON body. Raises InputError naming the parameter."""
     try:
@@ -153,7 +163,7 @@ def decode_body(body: bytes, kind: type[Body]) -> Body:
         place = f"{path.strip('`.')}: " if path else ""
         raise InputError(f"{place}{message[:1].lower()}{message[1:]}", param=param) from None
     except msgspec.DecodeError as error:
-        raise InputError(f"the body is not valid JSON: {error}") from None
+        raise InputError(_why_no_json(body, error)) from None
     except (UnicodeDecodeError, RecursionError) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it is nested too deeply"
         raise InputError(f"the body is not valid JSON: {reason}") from None
