@@ -276,8 +276,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "window one too wide",
         "src/tabstop/attention/reference.py",
-        "seen &= places > query - window",
-        "seen &= places >= query - window",
+        "seen &= places > queries - window",
+        "seen &= places >= queries - window",
         (f"{FAMILIES}[mistral-window]",),
     ),
     Mutant(
