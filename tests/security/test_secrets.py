@@ -49,9 +49,13 @@ PLACES = {
 SHAPES: tuple[Any, ...] = (PROMPT, [PROMPT], {PROMPT: PROMPT}, [{"type": PROMPT, PROMPT: 1}])
 
 
+ENDS = re.compile("zqpr|zqco|zqke|ptzq|onzq|eyzq", re.IGNORECASE)
+"""Of secrets that were cut, too; shorter ones stand by chance in the names of temporary folders."""
+
+
 def found_in(text: str) -> list[str]:
     """The lines that hold a secret."""
-    return [line for line in text.splitlines() if "zq" in line.lower()]
+    return [line for line in text.splitlines() if ENDS.search(line)]
 
 
 class Faulty(FakeEngine):

@@ -165,7 +165,7 @@ class EngineCore:
         self._arrivals += 1
         limits = submit.limits
         named = frozenset(limits.stop_token_ids).union(*(self._stop_set(name) for name in limits.stop_sets))
-        stop_ids = frozenset(token_id for token_id in named if token_id < self.info.vocab_size)
+        stop_ids = frozenset(token_id for token_id in named if 0 <= token_id < self.info.vocab_size)
         wants_prompt = submit.sampling.num_prompt_logprobs is not None  # and so its computation
         make = partial(
             Request,
