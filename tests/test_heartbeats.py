@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tabstop import heartbeats
+from tabstop import heartbeats, mapped
 from tabstop.heartbeats import Heartbeats, Silence, beat, open_heartbeats, wait_silent
 
 PATIENCE = 20.0  # seconds; only a hang reaches it
@@ -54,7 +54,7 @@ async def test_without_room_nobody_is_taken_for_dead(
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(heartbeats, "reserve", refuse)
+    monkeypatch.setattr(mapped, "reserve", refuse)
     with caplog.at_level(logging.WARNING):
         assert open_heartbeats(str(tmp_path), 1) is None
     assert "no room for heartbeats" in caplog.text

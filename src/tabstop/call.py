@@ -1,6 +1,6 @@
 """A request and its answer in the words that all dialects share: plain data between api/ and the service.
 
-Filled by a dialect (api/<dialect>.py), read by the service. Nothing here is HTTP, JSON or tokens of a model.
+Filled by a dialect (api/dialects/<dialect>.py), read by the service. Nothing here is HTTP, JSON or tokens of a model.
 """
 
 from __future__ import annotations

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
-import os
 from pathlib import Path
 
-from tabstop.mapped import reserve
+from tabstop.mapped import map_reserved
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +26,7 @@ class Heartbeats:
 
     def __init__(self, path: Path, num_places: int) -> None:
         """Makes the file unless it is there. Raises OSError when there is no room for it."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            reserve(descriptor, num_places)
-            self._bytes = mmap.mmap(descriptor, num_places)
-        finally:
-            os.close(descriptor)
+        self._bytes = map_reserved(path, num_places)
 
     def forget(self, place: int) -> None:
         """A new front end begins here."""

@@ -4,6 +4,7 @@ which the disk has no room is killed (SIGBUS), and so would be every front end, 
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,16 @@ def reserve(descriptor: int, num_bytes: int) -> None:
         os.posix_fallocate(descriptor, 0, num_bytes)
     elif os.fstat(descriptor).st_size < num_bytes:  # macOS has no such call
         os.ftruncate(descriptor, num_bytes)
+
+
+def map_reserved(path: Path, num_bytes: int) -> mmap.mmap:
+    """A file that several processes map: made, of zeros, by whoever comes first. Raises OSError without room for it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        reserve(descriptor, num_bytes)
+        return mmap.mmap(descriptor, num_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def make_reserved(paths: Iterable[Path], num_bytes: int) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import mmap
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tabstop.api.errors import error_response
 from tabstop.errors import OverloadedError, RateLimitError, TabstopError
 from tabstop.keys import Key
-from tabstop.mapped import reserve
+from tabstop.mapped import map_reserved
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +52,10 @@ class Counts:
     def _map(self, name: str) -> memoryview[float]:
         if self._folder is not None:
             try:
-                return self._map_file(self._folder / name)
+                return memoryview(map_reserved(self._folder / name, self._num_bytes)).cast("d")
             except OSError as error:
                 log.warning("no room to share a key's counts (%s): each front end counts alone", error.strerror)
         return memoryview(mmap.mmap(-1, self._num_bytes)).cast("d")
-
-    def _map_file(self, path: Path) -> memoryview[float]:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            reserve(descriptor, self._num_bytes)  # whoever comes first; later it changes nothing
-            return memoryview(mmap.mmap(descriptor, self._num_bytes)).cast("d")
-        finally:
-            os.close(descriptor)
 
 
 @dataclass(slots=True)

@@ -116,12 +116,13 @@ class ReferenceAttention:
             result[group.tokens] = attended.to(q.dtype)
         return result
 
-    def mask(self, group: Group, window: int | None) -> torch.Tensor:
-        """0 where a query sees a position, else -inf; made by the first layer with this window."""
+    def mask(self, group: Group, window: int | None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """0 where a query sees a position, else -inf; made by the first layer with this window, in the type it asks."""
         if window not in group.masks:
             length = group.tables.shape[1] * self.need.block_size
             places = torch.arange(length, device=group.tables.device)
-            group.masks[window] = mask_of(group.positions[:, None, :, None], places, window, self.num_sharing)
+            mask = mask_of(group.positions[:, None, :, None], places, window, self.num_sharing)
+            group.masks[window] = mask.to(dtype)
         return group.masks[window]
 
 

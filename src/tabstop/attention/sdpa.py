@@ -165,9 +165,7 @@ class SdpaAttention:
         """q [R * Q, heads, dim] → the same. how: scale and window."""
         scale, window = how
         keys, values = kv.gather(group.tables, group.rest)
-        if window not in group.masks:
-            group.masks[window] = self._reference.mask(group, window).to(q.dtype)
-        return attend(q, keys, values, group.masks[window], scale)
+        return attend(q, keys, values, self._reference.mask(group, window, keys.dtype), scale)
 
     def _attend_alone(self, q: torch.Tensor, kv: Memory, row: Lone, how: tuple[float, int | None]) -> torch.Tensor:
         """As `_attend_group` for one row."""

@@ -6,13 +6,11 @@ A file of the run folder with numbers only. The log lines of answers that failed
 from __future__ import annotations
 
 import logging
-import mmap
-import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from tabstop.mapped import reserve
+from tabstop.mapped import map_reserved
 from tabstop.types import RequestId
 
 log = logging.getLogger(__name__)
@@ -30,12 +28,7 @@ class Recorder:
 
     def __init__(self, folder: str) -> None:
         """Makes the file. Raises OSError when there is no room for it."""
-        descriptor = os.open(Path(folder) / FILE, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            reserve(descriptor, NUM_BYTES)
-            self._bytes = mmap.mmap(descriptor, NUM_BYTES)
-        finally:
-            os.close(descriptor)
+        self._bytes = map_reserved(Path(folder) / FILE, NUM_BYTES)
 
     def note(self, requests: Sequence[RequestId]) -> None:
         """These are in hand, and no others."""

@@ -12,6 +12,9 @@ import msgspec
 PASSED, REQUEST_FAILED = "", "request"
 
 
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading a stranger's JSON may raise."""
+
 MAX_SHOWN = 300
 """Characters of what an endpoint or a file says of itself, where a person reads it."""
 

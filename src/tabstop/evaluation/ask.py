@@ -13,7 +13,7 @@ import msgspec
 
 from tabstop.config import from_environment, option
 from tabstop.errors import ConfigError, InputError
-from tabstop.evaluation import Filling, Task, printable
+from tabstop.evaluation import NOT_JSON, Filling, Task, printable
 
 MAX_BODY = 4 << 20  # bytes of an answer
 HEALING: Mapping[str, dict[str, bool]] = {"auto": {}, "off": {"token_healing": False}, "on": {"token_healing": True}}
@@ -82,7 +82,7 @@ async def first_model(session: aiohttp.ClientSession, question: Question) -> str
         raise InputError(f"{url} answers {status}{hint}")
     try:
         return printable(msgspec.json.decode(content)["data"][0]["id"])
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, RecursionError):
+    except (*NOT_JSON, LookupError, TypeError):
         raise InputError(f"{url} lists no model; give --model") from None
 
 
@@ -126,7 +126,7 @@ def _parsed(content: bytes) -> Filling:
 def _refusal(status: int, content: bytes) -> str:
     try:
         return f"{status}: {_one_line(msgspec.json.decode(content)['error']['message'])}"
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, RecursionError):
+    except (*NOT_JSON, LookupError, TypeError):
         return f"status {status}"
 
 

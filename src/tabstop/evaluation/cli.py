@@ -18,7 +18,7 @@ from rich.table import Column, Table
 
 import tabstop
 from tabstop.errors import ConfigError, InputError
-from tabstop.evaluation import Report, Result, Task, printable
+from tabstop.evaluation import NOT_JSON, Report, Result, Task, printable
 from tabstop.evaluation.ask import HEALING, Question, check_question, first_model, open_session
 from tabstop.evaluation.compare import Comparison, Difference, compare
 from tabstop.evaluation.infilling import evaluate
@@ -117,7 +117,7 @@ def read_report(path: Path) -> Report:
         return msgspec.json.decode(path.read_bytes(), type=Report)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise InputError(f"{path} is no file of `tabstop eval infilling`: {error}") from None
 
 

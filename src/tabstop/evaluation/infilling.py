@@ -24,7 +24,7 @@ def completion_of(filling: Filling, *, is_line: bool) -> str:
 
 
 async def judge(task: Task, filling: Filling, completion: str) -> Result:
-    """Runs the filled program, if there was an filling."""
+    """Runs the filled program, if there is a filling."""
     error = REQUEST_FAILED if filling.problem else await run_program(program(task, completion))
     return Result(
         task_id=task.task_id,

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from tabstop.errors import ConfigError, InputError
-from tabstop.evaluation import Task
+from tabstop.evaluation import NOT_JSON, Task
 
 DATA = Path(__file__).parent / "data"
 
@@ -53,7 +53,7 @@ def load_tasks(path: Path) -> list[Task]:
     for number, line in enumerate(content.splitlines(), 1):
         try:
             tasks += [msgspec.json.decode(line, type=Task)] if line.strip() else []
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except NOT_JSON as error:
             raise InputError(f"{path}, line {number}: {error}") from None
     if not tasks:
         raise InputError(f"{path} holds no task")

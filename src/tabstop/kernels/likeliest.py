@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from tabstop.kernels.language import jit, next_power_of_2, tl
-from tabstop.kernels.sample import inverse_of
+from tabstop.kernels.sample import inverse_of, weights_of
 
 CHUNK = 8192  # logits at once
 
@@ -28,19 +28,19 @@ def keep_triton(logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Te
 
 
 @jit()
+def in_order(values: tl.tensor) -> tl.tensor:
+    """float32 → int32 in the same order."""
+    bits = values.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@jit()
 def keys_of(row: tl.tensor, first: tl.tensor, vocab: tl.tensor, CHUNK: tl.constexpr) -> tl.tensor:
     """(logits [CHUNK] from `first` on, -inf behind the last; integers in the same order)."""
     place = first + tl.arange(0, CHUNK)
     values = tl.load(row + place, place < vocab, other=-float("inf"))
     values = tl.where(values == 0, 0.0, values)  # there are two zeros
-    bits = values.to(tl.int32, bitcast=True)
-    return values, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-
-@jit()
-def weights_of(values: tl.tensor, top: tl.tensor, inverse: tl.tensor) -> tl.tensor:
-    """exp((logit - the largest) / temperature); 0 for forbidden tokens."""
-    return tl.where(values > -1e30, tl.exp((tl.maximum(values, -1e30) - top) * inverse), 0.0)
+    return values, in_order(values)
 
 
 @jit()
@@ -57,6 +57,30 @@ def measure(
         equal += tl.sum((keys == key).to(tl.int32), 0)
         weight += tl.sum(tl.where(keys == key, weights, 0.0), 0)
     return above, heavier, equal, weight
+
+
+@jit()
+def halve(
+    row: tl.tensor,
+    vocab: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    wanted: tl.tensor,
+    top: tl.tensor,
+    inverse: tl.tensor,
+    BY_WEIGHT: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> tl.tensor:
+    """The largest key from `low` to below `high`, int64, from which on tokens are `wanted` in number or in weight."""
+    while high - low > 1:
+        middle = (low + high) >> 1
+        above, heavier, equal, weight = measure(row, vocab, middle.to(tl.int32), top, inverse, CHUNK)
+        if BY_WEIGHT:
+            enough = heavier + weight >= wanted
+        else:
+            enough = above + equal >= wanted
+        low, high = tl.where(enough, middle, low), tl.where(enough, high, middle)
+    return low
 
 
 @jit()
@@ -77,25 +101,15 @@ def keep_kernel(
     for first in range(0, vocab, CHUNK):
         values, _ = keys_of(row, first, vocab, CHUNK)
         top = tl.maximum(top, tl.max(values, 0))
-    highest = top.to(tl.int32, bitcast=True)
-    highest = tl.where(highest < 0, highest ^ 0x7FFFFFFF, highest).to(tl.int64) + 1
-    low, high = tl.full((), -(2**31), tl.int64), highest
+    low, high = tl.full((), -(2**31), tl.int64), in_order(top).to(tl.int64) + 1
     if limit < vocab:
-        while high - low > 1:
-            middle = (low + high) >> 1
-            above, _, equal, _ = measure(row, vocab, middle.to(tl.int32), top, inverse, CHUNK)
-            enough = above + equal >= limit
-            low, high = tl.where(enough, middle, low), tl.where(enough, high, middle)
+        low = halve(row, vocab, low, high, limit, top, inverse, False, CHUNK)
     above, heavier, equal, weight = measure(row, vocab, low.to(tl.int32), top, inverse, CHUNK)
     kept = tl.minimum(limit - above, equal)  # of tokens at the border
     if share < 1:
         wanted = share * (heavier + weight * (kept / tl.maximum(equal, 1)))
-        by_count, high = low, highest
-        while high - low > 1:
-            middle = (low + high) >> 1
-            _, heavier, _, weight = measure(row, vocab, middle.to(tl.int32), top, inverse, CHUNK)
-            enough = heavier + weight >= wanted
-            low, high = tl.where(enough, middle, low), tl.where(enough, high, middle)
+        by_count = low
+        low = halve(row, vocab, low, high, wanted, top, inverse, True, CHUNK)
         _, heavier, equal, weight = measure(row, vocab, low.to(tl.int32), top, inverse, CHUNK)
         needed = tl.ceil((wanted - heavier) / (weight / tl.maximum(equal, 1))).to(tl.int32)
         kept = tl.maximum(1, tl.minimum(needed, tl.where(low == by_count, kept, equal)))

@@ -82,6 +82,12 @@ def inverse_of(temperature: tl.tensor) -> tl.tensor:
 
 
 @jit()
+def weights_of(values: tl.tensor, top: tl.tensor, inverse: tl.tensor) -> tl.tensor:
+    """exp((logit - the largest) / temperature); 0 for forbidden tokens."""
+    return tl.where(values > -1e30, tl.exp((tl.maximum(values, -1e30) - top) * inverse), 0.0)
+
+
+@jit()
 def scan_kernel(
     logits: tl.tensor,
     temperature: tl.tensor,
@@ -142,7 +148,7 @@ def draw_kernel(
     place = tl.arange(0, CHUNK)
     read = chunk * CHUNK + place < vocab
     values = tl.load(logits + row.to(tl.int64) * stride + chunk * CHUNK + place, read, other=-float("inf"))
-    weights = tl.where(values > -1e30, tl.exp((tl.maximum(values, -1e30) - highest) * inverse), 0.0)
+    weights = weights_of(values, highest, inverse)
     token = tl.sum((before + tl.cumsum(weights, 0) <= threshold).to(tl.int32), 0)
     token = tl.minimum(token, tl.max(tl.where(weights > 0, place, 0), 0))
     tl.store(tokens + row, (chunk * CHUNK + token).to(tl.int64))

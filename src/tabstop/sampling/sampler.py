@@ -58,8 +58,10 @@ def draw(logits: Tensor, temperature: np.ndarray, uniform: np.ndarray) -> Tensor
     if logits.is_cuda:
         numbers = (upload(temperature, logits.device), upload(uniform.astype(np.float32), logits.device))
         return sample.draw(logits, *numbers)
-    tokens = logits.argmax(-1)
     random_rows = np.flatnonzero(temperature > 0)
+    if random_rows.size == len(logits):
+        return sample.draw_blocks(logits, torch.from_numpy(temperature), torch.from_numpy(uniform))
+    tokens = logits.argmax(-1)
     if random_rows.size:
         rows = torch.from_numpy(random_rows)
         numbers = (torch.from_numpy(temperature[random_rows]), torch.from_numpy(uniform[random_rows]))
