@@ -1,9 +1,11 @@
 """Our engine on one GPU with random weights: offline throughput and latency at small batches, on the peers' workload.
 
     PYTHONPATH=. python benchmarks/gpu.py FOLDER [--requests N] [--loads N] [--batches 1,8,32] [--option NAME=VALUE]
+                                        [--sampling NAME=VALUE]
 
 FOLDER holds config.json (and a tokenizer), no weights. Half of the prompts have 128 tokens, half 512; 256 new tokens
-each, greedy, no end token; ids are random and never repeated between loads. Prints one JSON line a measurement.
+each, greedy unless --sampling says otherwise, no end token; ids are random and never repeated between loads. Prints
+one JSON line a measurement.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from tabstop.types import Limits, Sampling, Submit, pack_ids
 class Load:
     """Runs batches of requests through a core to the end and times them."""
 
-    def __init__(self, core: EngineCore, seed: int = 0) -> None:
+    def __init__(self, core: EngineCore, sampling: Sampling, seed: int = 0) -> None:
         self.core = core
+        self.sampling = sampling
         self.random = np.random.default_rng(seed)
         self.counter = 0
 
@@ -37,7 +40,7 @@ class Load:
         for length in lengths:
             ids = self.random.integers(300, 15_000, length)
             limits = Limits(num_new, stop_sets=())
-            self.core.add(Submit((0, self.counter), pack_ids(ids), Sampling(temperature=0.0), limits), 0.0)
+            self.core.add(Submit((0, self.counter), pack_ids(ids), self.sampling, limits), 0.0)
             self.counter += 1
         start, pending, num_tokens, first = time.perf_counter(), None, 0, {}
         steps = []
@@ -55,8 +58,8 @@ class Load:
         return {"seconds": seconds, "first": max(first.values()), "tokens": num_tokens, "step_ms": quantiles}
 
 
-def throughput(core: EngineCore, num_requests: int, seed: int) -> dict[str, Any]:
-    load = Load(core, 1000 + seed)
+def throughput(core: EngineCore, sampling: Sampling, num_requests: int, seed: int) -> dict[str, Any]:
+    load = Load(core, sampling, 1000 + seed)
     load.run([128] * 4, 8)
     before = core.stats()
     run = load.run(prompt_lengths(num_requests), NUM_NEW)
@@ -72,9 +75,9 @@ def throughput(core: EngineCore, num_requests: int, seed: int) -> dict[str, Any]
     }
 
 
-def latency(core: EngineCore, batch: int, repeats: int = 5) -> dict[str, Any]:
+def latency(core: EngineCore, sampling: Sampling, batch: int, repeats: int = 5) -> dict[str, Any]:
     """Time to the first token, and time per token after it, medians."""
-    load = Load(core, seed=batch)
+    load = Load(core, sampling, seed=batch)
     load.run([128] * batch, 8)
     runs = [load.run([128] * batch, NUM_NEW) for _ in range(repeats)]
     return {
@@ -91,15 +94,21 @@ DEFAULTS = {"max_model_len": 4096, "max_num_waiting": 100_000}
 def main() -> None:
     arguments = arguments_of(__doc__, batches="1,8,32")
     options = DEFAULTS | arguments.option
+    sampling = Sampling(**arguments.sampling)
     start = time.perf_counter()
     core = build_core(EngineConfig(model=arguments.folder, load_format="dummy", device="cuda", **options))
     garbage.settle()  # as the engine process does
-    common = {"model": model_name(arguments.folder), "device": torch.cuda.get_device_name(), **options}
+    common = {
+        "model": model_name(arguments.folder),
+        "device": torch.cuda.get_device_name(),
+        **options,
+        **arguments.sampling,
+    }
     print(json.dumps(common | {"ready_s": round(time.perf_counter() - start, 1), "blocks": core.info.num_blocks}))
     for batch in arguments.batches:
-        print(json.dumps(common | latency(core, batch)), flush=True)
+        print(json.dumps(common | latency(core, sampling, batch)), flush=True)
     for seed in range(arguments.loads if arguments.requests else 0):
-        print(json.dumps(common | throughput(core, arguments.requests, seed)), flush=True)
+        print(json.dumps(common | throughput(core, sampling, arguments.requests, seed)), flush=True)
     free, total = torch.cuda.mem_get_info()
     gib = {part: round(size / 2**30, 2) for part, size in core.info.memory.items()}
     print(json.dumps(common | {"memory_gib_when_ready": gib, "used_at_the_end": round((total - free) / 2**30, 2)}))

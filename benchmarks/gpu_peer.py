@@ -1,6 +1,7 @@
 """vLLM on the workload of benchmarks/gpu.py, with random weights: the same JSON lines, to be run on the same card.
 
     PYTHONPATH=. python benchmarks/gpu_peer.py FOLDER [--requests N] [--loads N] [--batches 1,8] [--option NAME=VALUE]
+                                             [--sampling NAME=VALUE]
 
 Runs in an environment that has vLLM; needs nothing of Tabstop. FOLDER holds config.json and a tokenizer. Prompts are
 never repeated, or the peer's prefix cache would answer.
@@ -22,15 +23,16 @@ from benchmarks.gpu_workload import NUM_NEW, arguments_of, model_name, prompt_le
 class Peer:
     """An engine, and fresh prompts for it."""
 
-    def __init__(self, folder: str, options: dict[str, Any]) -> None:
+    def __init__(self, folder: str, options: dict[str, Any], sampling: dict[str, Any]) -> None:
         common = {"load_format": "dummy", "max_model_len": 4096, "gpu_memory_utilization": 0.92}
         self.llm = LLM(model=folder, **common | options)
+        self.sampling = sampling
         self.random = random.Random(0)
 
     def run(self, lengths: list[int], num_new: int) -> float:
         """Seconds until all prompts of these lengths have `num_new` tokens more."""
         prompts = [{"prompt_token_ids": [self.random.randrange(300, 15_000) for _ in range(n)]} for n in lengths]
-        params = SamplingParams(temperature=0.0, max_tokens=num_new, ignore_eos=True, detokenize=False)
+        params = SamplingParams(**self.sampling, max_tokens=num_new, ignore_eos=True, detokenize=False)
         start = time.perf_counter()
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
         seconds = time.perf_counter() - start
@@ -57,8 +59,8 @@ def main() -> None:
     arguments = arguments_of(__doc__, batches="1,8")
     options = arguments.option
     start = time.perf_counter()
-    peer = Peer(arguments.folder, options)
-    common = {"model": model_name(arguments.folder), "peer": "vLLM", **options}
+    peer = Peer(arguments.folder, options, arguments.sampling)
+    common = {"model": model_name(arguments.folder), "peer": "vLLM", **options, **arguments.sampling}
     print(json.dumps(common | {"ready_s": round(time.perf_counter() - start, 1)}), flush=True)
     for batch in arguments.batches:
         print(json.dumps(common | peer.latency(batch)), flush=True)

@@ -1,6 +1,8 @@
 """Where a GPU step's time goes: the slowest steps of a load, and a trace by kernel of a few mixed and decode steps.
 
-PYTHONPATH=. python benchmarks/gpu_trace.py FOLDER [--requests 1000] [--option max_num_seqs=1024 …]
+PYTHONPATH=. python benchmarks/gpu_trace.py FOLDER [--requests 1000] [--shared 448] [--option max_num_seqs=1024 …]
+
+--shared: so many first tokens are the same in all prompts, which then have 512, and answers 64.
 """
 
 from __future__ import annotations
@@ -41,14 +43,18 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--at", default="40,200")
+    parser.add_argument("--shared", type=int, default=0)
     parser.add_argument("--option", action="append", default=[])
     arguments = parser.parse_args()
     options = DEFAULTS | parse_options(arguments.option)
     core = build_core(EngineConfig(model=arguments.folder, load_format="dummy", device="cuda", **options))
     recorder, random = Recorder(core), np.random.default_rng(0)
+    shared = random.integers(300, 15_000, arguments.shared)
+    limits = Limits(64 if arguments.shared else NUM_NEW, stop_sets=())
     for n, length in enumerate(prompt_lengths(arguments.requests)):
-        ids = random.integers(300, 15_000, length)
-        core.add(Submit((0, n), pack_ids(ids), Sampling(temperature=0.0), Limits(NUM_NEW, stop_sets=())), 0.0)
+        ids = random.integers(300, 15_000, 512 if arguments.shared else length)
+        ids[: len(shared)] = shared
+        core.add(Submit((0, n), pack_ids(ids), Sampling(temperature=0.0), limits), 0.0)
     traced_at = {int(text) for text in arguments.at.split(",")}
     times, pending, step = [], None, 0
     while core.has_work() or pending:

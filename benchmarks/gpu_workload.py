@@ -19,16 +19,18 @@ def prompt_lengths(num_requests: int) -> list[int]:
 
 
 def arguments_of(description: str | None, batches: str) -> argparse.Namespace:
-    """folder, requests, loads, batches (a list of numbers) and option (a dict), from the command line."""
+    """folder, requests, loads, batches (a list of numbers), option and sampling (dicts), from the command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--loads", type=int, default=1, help="times that all requests are run")
     parser.add_argument("--batches", default=batches)
     parser.add_argument("--option", action="append", default=[])
+    parser.add_argument("--sampling", action="append", default=["temperature=0.0"], help="how tokens are drawn")
     arguments = parser.parse_args()
     arguments.batches = [int(text) for text in arguments.batches.split(",") if text]
     arguments.option = parse_options(arguments.option)
+    arguments.sampling = parse_options(arguments.sampling)
     return arguments
 
 
