@@ -71,6 +71,27 @@ def test_random_draws_do_not_depend_on_graphs_or_overlap(folder):
     assert outputs(folder, samplings=SAMPLINGS, num_samples=3) == plain
 
 
+COMMON = [(at * at + 3 * at) % 250 for at in range(200)]
+SHARING = [COMMON[: 200 - 70 * (n % 2)] + [(n * 31 + at) % 250 for at in range(3 + n)] for n in range(24)]
+"""Two groups, of which one shares a part of what the other does."""
+
+
+@pytest.mark.parametrize("options", [{}, {"cuda_graphs": False}, {"num_kv_blocks": 100}])
+def test_prefixes_that_are_read_once_change_no_token(folder, options):
+    options = {"max_model_len": 256, "num_kv_blocks": 1024, "dtype": "float32", "max_num_seqs": 24} | options
+    drawn = {}
+    for device in ("cpu", "cuda"):
+        core = build_core(EngineConfig(model=str(folder), device=device, **options))
+        driver = Driver(core)
+        driver.add(COMMON, 1)  # so that the others find it
+        driver.run()
+        keys = [driver.add(prompt, 24) for prompt in SHARING]
+        driver.run()
+        drawn[device] = [driver.tokens[key, 0] for key in keys]
+        core.close()
+    assert drawn["cuda"] == drawn["cpu"]
+
+
 LOOKING_BACK = [
     Sampling(temperature=0, repetition_penalty=2, num_logprobs=3),
     Sampling(temperature=0, frequency_penalty=2, presence_penalty=1, penalty_window=9),

@@ -16,8 +16,20 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from tabstop.kernels import activation, copy_blocks, decode, feed, gemv, likeliest, norm, prompt, rope_store, sample
-from tabstop.kernels.attention import Rows, View
+from tabstop.kernels import (
+    activation,
+    copy_blocks,
+    decode,
+    feed,
+    gemv,
+    likeliest,
+    norm,
+    prefix,
+    prompt,
+    rope_store,
+    sample,
+)
+from tabstop.kernels.attention import Rows, Sharing, View
 
 EARLY = {"EARLY": True, "launch_pdl": True}
 HEADS = ((16, 16, 128), (28, 4, 128), (9, 3, 64))
@@ -56,8 +68,10 @@ def attend(heads: tuple[int, int, int]) -> None:
     q, kv = values(64, num_heads, dim), values(8, 2, num_kv_heads, 16, dim)
     qkv, angles = values(64, (num_heads + 2 * num_kv_heads) * dim), values(64, 1, dim // 2)
     rope_store.rotate_and_store_triton(qkv, angles, angles, kv, values(64, dtype=torch.int64))
-    for num_rows in (1, 63):
-        plan = decode.plan_decode(num_rows, heads, decode.longest_rows(num_heads // num_kv_heads)[0], 4096, q)
+    sharing = Sharing(counts[:-1], values(15, prefix.width_of(num_heads // num_kv_heads), dtype=torch.int32))
+    for num_rows, shared in ((1, None), (63, None), (1, sharing), (63, sharing)):
+        before = prefix.plan_prefix(shared, heads, q) if shared else None
+        plan = decode.plan_decode(num_rows, heads, decode.longest_rows(num_heads // num_kv_heads)[0], 4096, q, before)
         decode.decode_triton(q, kv, torch.empty_like(q), rows, plan, View(1.0))
     prompt.prompt_triton(q, kv, torch.empty_like(q), rows, prompt.plan_prompt(rows, 9, (7, 64), heads, q), View(1.0))
 
@@ -85,7 +99,7 @@ if __name__ == "__main__":
     driver.set_active(NoCard())
     run = JITFunction.run
     JITFunction.run = compile_only
-    for module in (activation, decode, feed, gemv, norm, rope_store):
+    for module in (activation, decode, feed, gemv, norm, prefix, rope_store):
         module.early = lambda tensor: EARLY
     others()
     for each in HEADS:

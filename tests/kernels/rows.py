@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tabstop.kernels.attention import Rows
+from tabstop.kernels.attention import Rows, Sharing
 from tests.kernels.interpreter import repair
 
 repair()
@@ -56,3 +56,18 @@ def make_rows(
     q = torch.randn(sum(lens), shape.heads, shape.dim, generator=generator)
     rows = Rows(starts.to(DEVICE), torch.tensor(contexts, dtype=torch.int32).to(DEVICE), tables.to(DEVICE))
     return q.to(DEVICE, shape.dtype), kv.to(DEVICE, shape.dtype), rows
+
+
+def share(kv: torch.Tensor, rows: Rows, groups: Sequence[tuple[Sequence[int], int]], width: int) -> Sharing:
+    """Gives each group of rows the same first so many positions; the blocks that they had there become NaN."""
+    shared, tiles = torch.zeros(len(rows.contexts), dtype=torch.int32), []
+    for members, length in groups:
+        blocks = length // kv.shape[3]
+        kv[rows.tables[members[1:], :blocks].flatten().long()] = torch.nan
+        rows.tables[members, :blocks] = rows.tables[members[0], :blocks]
+        shared[members] = length
+        for first in range(0, len(members), width):
+            tile = list(members[first : first + width])
+            tiles.append(tile + [-1] * (width - len(tile)))
+    tiles.append([-1] * width)
+    return Sharing(shared.to(DEVICE), torch.tensor(tiles, dtype=torch.int32).to(DEVICE))

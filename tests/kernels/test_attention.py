@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from tabstop.kernels.attention import Launch, Rows, View, attend_torch
 from tabstop.kernels.decode import DecodePlan, decode_triton, longest_rows, plan_decode
+from tabstop.kernels.prefix import plan_prefix, width_of
 from tabstop.kernels.prompt import plan_prompt, prompt_triton
-from tests.kernels.rows import DEVICE, HALVES, TOLERANCE, Shape, make_rows, poisoned
+from tests.kernels.rows import DEVICE, HALVES, TOLERANCE, Shape, make_rows, poisoned, share
 
 
 def check(result: torch.Tensor, expected: torch.Tensor, rows: Rows, served: list[int]) -> None:
@@ -117,6 +118,46 @@ def test_decoding_in_half_precision(dtype: torch.dtype) -> None:
     shape = Shape(4, 2, 64, dtype=dtype)
     decode(shape, [1, 1, 1], [7, 64, 130], whole(1))
     decode(shape, [1, 1, 1], [7, 64, 130], make_plan(shape, 3, 1, 4))
+
+
+def decode_sharing(
+    shape: Shape, contexts: list[int], groups: list[tuple[list[int], int]], num_splits: tuple[int, int]
+) -> None:
+    """Rows with one query each, and padding behind them; num_splits: of prefixes, of what is behind them."""
+    lens = [1 if context else 0 for context in contexts]
+    heads = (shape.heads, shape.kv_heads, shape.dim)
+    width = width_of(shape.heads // shape.kv_heads)
+    q, kv, rows = make_rows(shape, lens, contexts)
+    prefix = plan_prefix(share(kv, rows, groups, width), heads, kv)
+    assert prefix is not None
+    poison = poisoned(num_splits[0], len(contexts), shape.heads, shape.dim)
+    prefix = replace(prefix, num_splits=num_splits[0], partial=poison, weights=poison[..., 0].contiguous())
+    plan = plan_decode(len(contexts), heads, 1, 32 * num_splits[1], kv, prefix)
+    plan = replace(plan, launch=Launch(32, 4, 3)) if num_splits[1] == 1 else plan
+    result = poisoned(*q.shape, dtype=q.dtype)
+    decode_triton(q, kv, result, rows, plan, View(0.3))
+    check(result, attend_torch(q, kv, rows, View(0.3)), rows, [row for row, length in enumerate(lens) if length])
+    sharers = [row for members, _ in groups for row in members]
+    assert not prefix.partial[0, sharers].isnan().any()
+    assert prefix.partial[:, [row for row in range(len(contexts)) if row not in sharers]].isnan().all()
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (7, 1), (8, 2)])
+@pytest.mark.parametrize("num_splits", [(1, 1), (2, 1), (3, 2), (8, 3)])
+def test_rows_that_share_prefixes(heads: int, kv_heads: int, num_splits: tuple[int, int]) -> None:
+    contexts = [129, 200, 257, 193, 140, 300, 0, 129, 150, 60, 130, 131, 132, 133, 0, 1]
+    groups = [([0, 4, 7, 8, 10, 11, 12, 13], 128), ([1, 2, 3, 5], 192)]
+    decode_sharing(Shape(heads, kv_heads, 16), contexts, groups, num_splits)
+
+
+@pytest.mark.parametrize("dim", [24, 128, 256])
+def test_shared_prefixes_of_all_head_sizes(dim: int) -> None:
+    decode_sharing(Shape(2, 1, dim), [70, 70, 65, 80] + [1] * 12, [([0, 1, 2, 3], 64)], (1, 1))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_shared_prefixes_in_half_precision(dtype: torch.dtype) -> None:
+    decode_sharing(Shape(4, 2, 64, dtype=dtype), [200, 150, 190, 300] + [5] * 12, [([0, 1, 2, 3], 128)], (2, 2))
 
 
 @pytest.mark.parametrize("window", [None, 1, 50])

@@ -37,7 +37,7 @@ def random_plan(rng: np.random.Generator, block_size: int) -> tuple[StepPlan, li
 @pytest.mark.parametrize("padding", [0, 7])
 def test_batch_equals_the_plain_loop(block_size, padding):
     rng = np.random.default_rng(block_size)
-    state = SlotState(8, 40, block_size, SCRATCH, CPU)
+    state = SlotState(np.zeros((8, 40), np.int32), block_size, SCRATCH, CPU)
     state.last_ids += torch.arange(100, 109)
     plan, expected = random_plan(rng, block_size)
     state.apply_tables(plan)
@@ -70,7 +70,7 @@ def fill(state: SlotState, plan: StepPlan):
 
 
 def test_remembered_tokens_are_fed_as_pending():
-    state = SlotState(4, 4, 4, SCRATCH, CPU)
+    state = SlotState(np.zeros((4, 4), np.int32), 4, SCRATCH, CPU)
     _, drawing = fill(state, StepPlan(1, tables=[TableUpdate(2, 0, [1])], rows=[Row(2, 0, [5, 6], True)]))
     state.remember(drawing, torch.tensor([42]))
     inputs, _ = fill(state, StepPlan(2, rows=[Row(2, 2, [PENDING], True)]))
@@ -78,7 +78,7 @@ def test_remembered_tokens_are_fed_as_pending():
 
 
 def test_numbers_of_draws_travel_with_the_rows():
-    state = SlotState(4, 4, 4, SCRATCH, CPU)
+    state = SlotState(np.zeros((4, 4), np.int32), 4, SCRATCH, CPU)
     plan = StepPlan(1, tables=[TableUpdate(2, 0, [1])], rows=[Row(2, 3, [5], True), Row(0, 0, [5], True)])
     state.apply_tables(plan)
     buffer = Buffer(Shape(3, 3, 1), CPU)
@@ -94,7 +94,7 @@ def test_every_view_is_aligned(num_rows):
 
 
 def test_masks_land_on_their_rows():
-    state = SlotState(4, 4, 4, SCRATCH, CPU)
+    state = SlotState(np.zeros((4, 4), np.int32), 4, SCRATCH, CPU)
     rows = [Row(0, 0, [1], False), Row(1, 0, [1], True), Row(2, 0, [1], True, True)]
     _, drawing = fill(state, StepPlan(1, rows=rows))
     assert pack_masks(drawing, LateInputs(), 40) is None

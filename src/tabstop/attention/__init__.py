@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tabstop.cache import CacheSpec
     from tabstop.engine.plan import Copy
+    from tabstop.kernels.attention import Sharing
 
 BACKENDS: dict[str, str] = {
     "triton": "tabstop.attention.triton:TritonAttention",
@@ -55,12 +56,14 @@ class AttentionBatch:
     contexts: torch.Tensor  # int32 [R] context_lens
     block_tables: torch.Tensor  # int32 [R, ≥ blocks of the longest row]; entries past a row's context are arbitrary
     kv_slots: torch.Tensor  # int64 [T] where each new token's K and V go: block × block_size + offset
+    sharing: Sharing | None = None  # None where the backend has no use for it
 
 
 class AttentionBackend(Protocol):
     """How attention is computed and how its cache is laid out."""
 
     name: str
+    sharing_width: int  # rows for which a shared prefix is read once; 0: `plan` has no use for AttentionBatch.sharing
 
     @staticmethod
     def refuse(need: Need) -> str | None:

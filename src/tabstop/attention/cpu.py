@@ -35,6 +35,7 @@ class CpuAttention:
     """See the module."""
 
     name = "cpu"
+    sharing_width = 0
 
     @staticmethod
     def refuse(need: Need) -> str | None:

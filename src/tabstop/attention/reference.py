@@ -45,6 +45,7 @@ class ReferenceAttention:
     """See the module."""
 
     name = "reference"
+    sharing_width = 0
 
     @staticmethod
     def refuse(need: Need) -> str | None:

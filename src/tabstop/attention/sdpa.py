@@ -79,6 +79,7 @@ class SdpaAttention:
     """See the module."""
 
     name = "sdpa"
+    sharing_width = 0
 
     @staticmethod
     def refuse(need: Need) -> str | None:

@@ -19,6 +19,7 @@ from tabstop.engine.plan import Copy
 from tabstop.kernels import copy_blocks, language, rope_store
 from tabstop.kernels.attention import Rows, View
 from tabstop.kernels.decode import DecodePlan, decode_triton, longest_rows, plan_decode
+from tabstop.kernels.prefix import plan_prefix, width_of
 from tabstop.kernels.prompt import PromptPlan, plan_prompt, prompt_triton
 
 HEAD_DIMS = range(16, 257, 8)
@@ -50,6 +51,7 @@ class TritonAttention:
     def __init__(self, need: Need) -> None:
         self.need = need
         self.heads = (need.num_heads, need.num_kv_heads, need.head_dim)
+        self.sharing_width = 0 if need.window else width_of(need.num_heads // need.num_kv_heads)
 
     def allocate(self, spec: CacheSpec, num_blocks: int) -> torch.Tensor:
         assert spec.kind is CacheKind.PAGED
@@ -68,7 +70,8 @@ class TritonAttention:
         like = batch.contexts.new_empty(0, dtype=self.need.kv_dtype)
         decoding = prompts = None
         if num_long < len(batch.query_lens):
-            decoding = plan_decode(len(batch.contexts), self.heads, longest, max(batch.context_lens), like)
+            prefix = plan_prefix(batch.sharing, self.heads, like) if batch.sharing is not None else None
+            decoding = plan_decode(len(batch.contexts), self.heads, longest, max(batch.context_lens), like, prefix)
         if num_long:
             prompts = plan_prompt(rows, longest + 1, (num_long, len(batch.kv_slots)), self.heads, like)
         return Plan(batch.kv_slots, rows, decoding, prompts)

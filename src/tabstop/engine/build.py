@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from tabstop.attention import AttentionBackend, Need, make_backend
@@ -136,9 +137,9 @@ def make_attention(model: Model, config: EngineConfig, sizes: FitReport) -> Atte
 
 def make_worker(model: Model, attention: AttentionBackend, sizes: FitReport, num_blocks: int) -> Worker:
     kv = [attention.allocate(spec, num_blocks + 1) for spec in model.cache_specs]  # the last block is scratch
-    max_num_blocks = -(-sizes.max_model_len // sizes.block_size)
+    tables = np.zeros((sizes.max_num_seqs, -(-sizes.max_model_len // sizes.block_size)), np.int32)
     device = torch.device(sizes.device)
-    state = SlotState(sizes.max_num_seqs, max_num_blocks, sizes.block_size, num_blocks, device)
+    state = SlotState(tables, sizes.block_size, num_blocks, device, attention.sharing_width)
     return Worker(model, attention, kv, state)
 
 

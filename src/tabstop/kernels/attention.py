@@ -16,6 +16,9 @@ from tabstop.kernels.language import jit, tl
 
 LOG2_E = math.log2(math.e)
 
+UNIT = 64
+"""Positions; shared prefixes are attended in multiples of it, which are multiples of every kernel's tile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -24,6 +27,14 @@ class Rows:
     starts: torch.Tensor  # int32 [R + 1] first token of each row, and the end of the last
     contexts: torch.Tensor  # int32 [R] tokens of each row's sequence, new ones included
     tables: torch.Tensor  # int32 [R, n] blocks; entries past a context, or before a window, are arbitrary
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Prefixes that are attended for a tile of rows at once, each row with one new token; on the device."""
+
+    lens: torch.Tensor  # int32 [R] positions, a multiple of UNIT, that a tile attends for the row; 0: no tile holds it
+    tiles: torch.Tensor  # int32 [n, width] rows whose tables begin alike; -1 where a tile has fewer, or none
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tabstop.kernels.attention import LOG2_E, Launch, Rows, View, fold, load_ids, load_tile
+from tabstop.kernels.attention import LOG2_E, UNIT, Launch, Rows, View, fold, load_ids, load_tile
 from tabstop.kernels.language import ceil_div, early, follow, jit, next_power_of_2, tl
+from tabstop.kernels.prefix import PrefixPlan, num_splits_of_prefix, prefix_triton, softmax_of_prefix
 
 MAX_QUERIES = 8  # of a row, by this kernel; fewer where a KV head serves many query heads
 NARROW, WIDE = 16, 64  # rows of a packed tile
@@ -33,6 +34,7 @@ class DecodePlan:
     launch: Launch
     partial: torch.Tensor | None = None  # float32 [R · KV heads · splits · max_queries · group, dim]
     weights: torch.Tensor | None = None  # float32, the same but dim: log2 of the sum of exponentials
+    prefix: PrefixPlan | None = None  # what is attended for many rows at once, before each row's rest
 
 
 def longest_rows(group: int) -> tuple[int, int]:
@@ -41,7 +43,12 @@ def longest_rows(group: int) -> tuple[int, int]:
 
 
 def plan_decode(
-    num_rows: int, heads: tuple[int, int, int], max_queries: int, max_context: int, like: torch.Tensor
+    num_rows: int,
+    heads: tuple[int, int, int],
+    max_queries: int,
+    max_context: int,
+    like: torch.Tensor,
+    prefix: PrefixPlan | None = None,
 ) -> DecodePlan:
     """heads: (query heads, KV heads, dim) · max_context: of the rows that a launch must serve, now or by replay.
 
@@ -53,10 +60,11 @@ def plan_decode(
     launch = Launch(tile, num_warps=4, num_stages=3)
     packed = max(NARROW, next_power_of_2(max_queries * num_heads // num_kv_heads))
     if num_splits == 1:
-        return DecodePlan(max_queries, packed, 1, launch)
+        return DecodePlan(max_queries, packed, 1, launch, prefix=prefix)
     size = num_rows * num_heads * num_splits * max_queries
     partial = like.new_empty(size, dim, dtype=torch.float32)
-    return DecodePlan(max_queries, packed, num_splits, launch, partial, like.new_empty(size, dtype=torch.float32))
+    weights = like.new_empty(size, dtype=torch.float32)
+    return DecodePlan(max_queries, packed, num_splits, launch, partial, weights, prefix)
 
 
 def decode_triton(
@@ -69,8 +77,13 @@ def decode_triton(
     assert q.is_contiguous() and result.is_contiguous() and kv.is_contiguous()
     splits, launch = plan.num_splits > 1, plan.launch
     assert plan.packed >= plan.max_queries * group
-    sizes = (group, dim, next_power_of_2(dim), block_size, plan.packed, launch.tile, view.window or 0, splits)
-    pointers = (q, kv, result, plan.partial, plan.weights, rows.starts, rows.contexts, rows.tables)
+    prefix = plan.prefix
+    shared = (None, None, None, 1) if prefix is None else prefix.found
+    if prefix is not None:
+        assert view.window is None and plan.packed > 1
+        prefix_triton(q, kv, rows, prefix, view.scale)
+    sizes = (group, dim, next_power_of_2(dim), block_size, plan.packed, launch.tile, view.window or 0, splits, UNIT)
+    pointers = (q, kv, result, plan.partial, plan.weights, *shared, rows.starts, rows.contexts, rows.tables)
     grid = (num_kv_heads, len(rows.contexts), plan.num_splits)
     counts = (view.scale * LOG2_E, rows.tables.stride(0), plan.max_queries)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
@@ -79,7 +92,7 @@ def decode_triton(
         merge = (group, dim, next_power_of_2(dim), launch.tile, view.window or 0, next_power_of_2(plan.num_splits))
         merge_grid = (num_heads, len(rows.contexts), plan.max_queries)
         merge_kernel[merge_grid](
-            *(result, plan.partial, plan.weights, rows.starts, rows.contexts, plan.num_splits),
+            *(result, plan.partial, plan.weights, shared[0], rows.starts, rows.contexts, plan.num_splits),
             *merge,
             num_warps=4,
             **early(q),
@@ -88,23 +101,32 @@ def decode_triton(
 
 @jit()
 def share_of_split(
-    context: tl.tensor, num_queries: tl.tensor, num_splits: tl.tensor, TILE: tl.constexpr, WINDOW: tl.constexpr
+    context: tl.tensor,
+    num_queries: tl.tensor,
+    shared: tl.tensor,
+    num_splits: tl.tensor,
+    TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """(first tile that any query of the row sees, end of tiles, tiles a split)."""
-    first = 0
+    """(first tile behind what is shared that any query of the row sees, end of tiles, tiles a split)."""
+    first = shared // TILE
     if WINDOW > 0:
         first = tl.maximum(context - num_queries - WINDOW + 1, 0) // TILE
     end = tl.cdiv(context, TILE)
     return first, end, tl.cdiv(end - first, num_splits)
 
 
-@jit("max_queries", "stride_table")
+@jit("max_queries", "stride_table", "prefix_splits")
 def decode_kernel(
     q: tl.tensor,
     kv: tl.tensor,
     result: tl.tensor,
     partial: tl.tensor,
     weights: tl.tensor,
+    shared: tl.tensor,
+    prefix_partial: tl.tensor,
+    prefix_weights: tl.tensor,
+    prefix_splits: tl.tensor,
     starts: tl.tensor,
     contexts: tl.tensor,
     tables: tl.tensor,
@@ -119,6 +141,7 @@ def decode_kernel(
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
     SPLITS: tl.constexpr,
+    UNIT: tl.constexpr,
     STAGES: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
@@ -130,7 +153,8 @@ def decode_kernel(
     context = tl.load(contexts + row)
     if (num_queries == 0) | (num_queries > max_queries):
         return
-    first, end, tiles = share_of_split(context, num_queries, tl.num_programs(2), TILE, WINDOW)
+    before = load_shared(shared, row)
+    first, end, tiles = share_of_split(context, num_queries, before, tl.num_programs(2), TILE, WINDOW)
     begin = first + split * tiles
     end = tl.minimum(end, begin + tiles)
     if begin >= end:
@@ -143,9 +167,15 @@ def decode_kernel(
     inside = (query < num_queries)[:, None] & (column < DIM)
     queries = tl.load(q + token_heads[:, None] * DIM + column, inside, other=0.0)
 
+    stride_split = tl.num_programs(1) * tl.num_programs(0) * GROUP
+    top, total, sums = start_softmax(
+        prefix_partial, prefix_weights, (row * tl.num_programs(0) + head) * GROUP + packed, stride_split,
+        tl.where(split == 0, num_splits_of_prefix(before, prefix_splits, UNIT), 0), (query < num_queries)[:, None],
+        PACKED, TILE, DIM, BLOCK_DIM,
+    )  # fmt: skip
     top, total, sums = attend_tiles(
-        queries, kv + head * BLOCK_SIZE * DIM, tables + row.to(tl.int64) * stride_table, context, position, scale,
-        begin, end, tl.num_programs(0), DIM, BLOCK_DIM, BLOCK_SIZE, TILE, WINDOW, STAGES,
+        top, total, sums, queries, kv + head * BLOCK_SIZE * DIM, tables + row.to(tl.int64) * stride_table,
+        context, position, scale, begin, end, tl.num_programs(0), DIM, BLOCK_DIM, BLOCK_SIZE, TILE, WINDOW, STAGES,
     )  # fmt: skip
     mean = sums / tl.maximum(total, 1e-30)[:, None]
     if SPLITS:
@@ -158,7 +188,48 @@ def decode_kernel(
 
 
 @jit()
+def load_shared(shared: tl.tensor, row: tl.tensor) -> tl.tensor:
+    """Positions of the row that are attended already; shared: None where none are."""
+    if shared is None:
+        return 0
+    else:  # Triton compiles what follows a return
+        return tl.load(shared + row)
+
+
+@jit()
+def start_softmax(
+    partial: tl.tensor,
+    weights: tl.tensor,
+    row_head: tl.tensor,
+    stride_split: tl.tensor,
+    num_splits: tl.tensor,
+    inside: tl.tensor,
+    PACKED: tl.constexpr,
+    TILE: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The state (as `fold` has it) behind what is shared (kernels/prefix.py), or of the beginning; partial may be None.
+
+    Without matrices every place of a tile has a state of its own.
+    """
+    if partial is None:
+        lanes: tl.constexpr = TILE if PACKED == 1 else PACKED
+        top = tl.full([lanes], -1e20, tl.float32)
+        total = tl.zeros([lanes], tl.float32)
+        sums = tl.zeros([lanes, BLOCK_DIM], tl.float32)
+    else:
+        top, total, sums = softmax_of_prefix(
+            partial, weights, row_head, stride_split, num_splits, inside, PACKED, DIM, BLOCK_DIM
+        )
+    return top, total, sums
+
+
+@jit()
 def attend_tiles(
+    top: tl.tensor,
+    total: tl.tensor,
+    sums: tl.tensor,
     queries: tl.tensor,
     keys: tl.tensor,
     table: tl.tensor,
@@ -175,7 +246,7 @@ def attend_tiles(
     WINDOW: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """The online softmax of tiles begin to end; keys: of this head in block 0."""
+    """The online softmax goes on with tiles begin to end; keys: of this head in block 0."""
     column = tl.arange(0, BLOCK_DIM)[None, :]
     place = begin * TILE + tl.arange(0, TILE)
     oldest = 0
@@ -183,10 +254,6 @@ def attend_tiles(
         oldest = tl.min(position, 0) - WINDOW + 1
     to_values = num_kv_heads * BLOCK_SIZE * DIM
     ids = load_ids(table, place, (place < context) & (place >= oldest), BLOCK_SIZE)
-    lanes: tl.constexpr = TILE if queries.shape[0] == 1 else queries.shape[0]
-    top = tl.full([lanes], -1e20, tl.float32)
-    total = tl.zeros([lanes], tl.float32)
-    sums = tl.zeros([lanes, BLOCK_DIM], tl.float32)
     for _ in tl.range(begin, end, num_stages=STAGES):
         read = (place < context) & (place >= oldest)
         offsets = ids.to(tl.int64) * (2 * to_values) + place % BLOCK_SIZE * DIM
@@ -241,6 +308,7 @@ def merge_kernel(
     result: tl.tensor,
     partial: tl.tensor,
     weights: tl.tensor,
+    shared: tl.tensor,
     starts: tl.tensor,
     contexts: tl.tensor,
     num_splits: tl.tensor,
@@ -260,7 +328,7 @@ def merge_kernel(
     context = tl.load(contexts + row)
     if (query >= num_queries) | (num_queries > tl.num_programs(2)):
         return
-    first, end, tiles = share_of_split(context, num_queries, num_splits, TILE, WINDOW)
+    first, end, tiles = share_of_split(context, num_queries, load_shared(shared, row), num_splits, TILE, WINDOW)
     split = tl.arange(0, BLOCK_SPLITS)
     used = split * tiles < end - first
     column = tl.arange(0, BLOCK_DIM)[None, :]

@@ -1,8 +1,8 @@
 """Top-k and top-p on the device, without sorting there and without waiting for it here.
 
-A row's border, the logit of the last token that is kept, is found by halving the interval of all floats: each time the
-row is read once, and what lies above the middle is counted (k) or weighed (p). Of tokens at the border the first are
-kept. The plain version, which sorts, is sampling/likeliest.py:keep_by_sorting.
+A row's border, the logit of the last token that is kept, is found by quartering the interval of all floats: each time
+the row is read once, and what lies above three places in it is counted (k) or weighed (p). Of tokens at the border
+the first are kept. The plain version, which sorts, is sampling/likeliest.py:keep_by_sorting.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def measure(
 
 
 @jit()
-def halve(
+def find_border(
     row: tl.tensor,
     vocab: tl.tensor,
     low: tl.tensor,
@@ -73,14 +73,30 @@ def halve(
 ) -> tl.tensor:
     """The largest key from `low` to below `high`, int64, from which on tokens are `wanted` in number or in weight."""
     while high - low > 1:
-        middle = (low + high) >> 1
-        above, heavier, equal, weight = measure(row, vocab, middle.to(tl.int32), top, inverse, CHUNK)
-        if BY_WEIGHT:
-            enough = heavier + weight >= wanted
-        else:
-            enough = above + equal >= wanted
-        low, high = tl.where(enough, middle, low), tl.where(enough, high, middle)
+        quarter = tl.maximum((high - low) >> 2, 1)
+        first_key, second_key = low + quarter, low + 2 * quarter
+        third_key = tl.maximum((low + 3 * high) >> 2, second_key)
+        first, second, third = 0.0, 0.0, 0.0  # numbers, too: exact, since a vocabulary has less than 2^24 tokens
+        for begin in range(0, vocab, CHUNK):
+            values, keys = keys_of(row, begin, vocab, CHUNK)
+            if BY_WEIGHT:
+                amounts = weights_of(values, top, inverse)
+            else:
+                amounts = tl.where(begin + tl.arange(0, CHUNK) < vocab, 1.0, 0.0)
+            first += tl.sum(tl.where(keys >= first_key.to(tl.int32), amounts, 0.0), 0)
+            second += tl.sum(tl.where(keys >= second_key.to(tl.int32), amounts, 0.0), 0)
+            third += tl.sum(tl.where(keys >= third_key.to(tl.int32), amounts, 0.0), 0)
+        low, high = narrow(low, high, first_key, first >= wanted)
+        low, high = narrow(low, high, second_key, second >= wanted)
+        low, high = narrow(low, high, third_key, third >= wanted)
     return low
+
+
+@jit()
+def narrow(low: tl.tensor, high: tl.tensor, key: tl.tensor, enough: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The part of the interval on the side of `key` where the border is; the interval where it is outside of it."""
+    is_inside = (low < key) & (key < high)
+    return tl.where(is_inside & enough, key, low), tl.where(is_inside & (enough == 0), key, high)
 
 
 @jit()
@@ -103,13 +119,13 @@ def keep_kernel(
         top = tl.maximum(top, tl.max(values, 0))
     low, high = tl.full((), -(2**31), tl.int64), in_order(top).to(tl.int64) + 1
     if limit < vocab:
-        low = halve(row, vocab, low, high, limit, top, inverse, False, CHUNK)
+        low = find_border(row, vocab, low, high, limit, top, inverse, False, CHUNK)
     above, heavier, equal, weight = measure(row, vocab, low.to(tl.int32), top, inverse, CHUNK)
     kept = tl.minimum(limit - above, equal)  # of tokens at the border
     if share < 1:
         wanted = share * (heavier + weight * (kept / tl.maximum(equal, 1)))
         by_count = low
-        low = halve(row, vocab, low, high, wanted, top, inverse, True, CHUNK)
+        low = find_border(row, vocab, low, high, wanted, top, inverse, True, CHUNK)
         _, heavier, equal, weight = measure(row, vocab, low.to(tl.int32), top, inverse, CHUNK)
         needed = tl.ceil((wanted - heavier) / (weight / tl.maximum(equal, 1))).to(tl.int32)
         kept = tl.maximum(1, tl.minimum(needed, tl.where(low == by_count, kept, equal)))

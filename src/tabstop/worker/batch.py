@@ -18,6 +18,8 @@ from torch import Tensor
 from tabstop.attention import AttentionBatch
 from tabstop.engine.plan import PENDING, LateInputs, StepPlan
 from tabstop.kernels import feed
+from tabstop.kernels.attention import Sharing
+from tabstop.worker import sharing
 
 HostViews = dict[str, np.ndarray]
 
@@ -29,6 +31,7 @@ class Shape:
     num_tokens: int
     num_rows: int
     num_blocks: int  # columns of the block tables
+    sharing_width: int = 0  # as in AttentionBackend
 
 
 @dataclass(slots=True)
@@ -95,6 +98,9 @@ class Buffer:
             torch.int32: {"query_starts": rows + 1, "contexts": rows, "tables": rows * shape.num_blocks},
             torch.float32: {"temperature": rows, "uniform": rows},
         }
+        if shape.sharing_width:
+            tiles = sharing.max_tiles(rows, shape.sharing_width) * shape.sharing_width
+            counts[torch.int32] |= {"shared": rows, "tiles": tiles}
         self._places, num_bytes = _places(counts)
         self._host = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=device.type != "cpu")
         self._device = self._host if device.type == "cpu" else torch.zeros(num_bytes, dtype=torch.uint8, device=device)
@@ -105,6 +111,8 @@ class Buffer:
     def _views(self, memory: Tensor) -> dict[str, Tensor]:
         views = {name: memory[place].view(dtype) for name, (place, dtype) in self._places.items()}
         views["tables"] = views["tables"].view(self.shape.num_rows, self.shape.num_blocks)
+        if "tiles" in views:
+            views["tiles"] = views["tiles"].view(-1, self.shape.sharing_width)
         return views
 
     def wait(self) -> None:
@@ -133,19 +141,21 @@ class SlotState:
     """What is remembered of each running sequence between steps."""
 
     def __init__(
-        self, max_num_seqs: int, max_num_blocks: int, block_size: int, scratch_block: int, device: torch.device
+        self, tables: np.ndarray, block_size: int, scratch_block: int, device: torch.device, sharing_width: int = 0
     ) -> None:
+        """tables: int32 [sequences, blocks of the longest], all zero."""
         self.block_size = block_size
         self.scratch_block = scratch_block  # belongs to nobody
         self.device = device
-        self.tables = np.zeros((max_num_seqs, max_num_blocks), np.int32)
-        self.no_slot = max_num_seqs  # that of padding
-        self.last_ids = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)  # last token drawn in each slot
+        self.sharing_width = sharing_width
+        self.tables = tables
+        self.no_slot = len(tables)  # that of padding
+        self.last_ids = torch.zeros(len(tables) + 1, dtype=torch.int64, device=device)  # last token drawn in each slot
 
     def exact_shape(self, plan: StepPlan) -> Shape:
         """No padding."""
         longest = max(row.start + len(row.token_ids) for row in plan.rows)
-        return Shape(plan.num_tokens, len(plan.rows), -(-longest // self.block_size))
+        return Shape(plan.num_tokens, len(plan.rows), -(-longest // self.block_size), self.sharing_width)
 
     def apply_tables(self, plan: StepPlan) -> None:
         for slot, first, blocks in plan.tables:
@@ -169,6 +179,10 @@ class SlotState:
         _pad(host["ids"], ids, 0)
         draws = np.array([row.sample for row in plan.rows])
         self._fill_rows(host, slots, contexts, ends)
+        if "shared" in host:
+            tables = host["tables"][: len(slots)]
+            stored = np.where(lens == 1, starts, 0)
+            sharing.find_sharing(tables, stored, self.block_size, host["shared"], host["tiles"])
         _pad(host["slots"], np.where(draws, slots, self.no_slot), self.no_slot)
         if numbers is not None:
             host["temperature"][: len(slots)], host["uniform"][: len(slots)] = numbers(slots, contexts)
@@ -228,6 +242,7 @@ def _inputs(
             contexts=device["contexts"],
             block_tables=device["tables"],
             kv_slots=device["kv_slots"],
+            sharing=Sharing(device["shared"], device["tiles"]) if "shared" in device else None,
         ),
     )
 

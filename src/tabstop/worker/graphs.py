@@ -82,7 +82,7 @@ class StepGraphs:
         return drawing, captured.logits[: len(plan.rows)], captured.tokens[: len(plan.rows)]
 
     def _capture(self, num_tokens: int, num_rows: int, *, is_mixed: bool) -> Captured:
-        buffer = Buffer(Shape(num_tokens, num_rows, self._num_blocks), self._state.device)
+        buffer = Buffer(Shape(num_tokens, num_rows, self._num_blocks, self._state.sharing_width), self._state.device)
         rows = [Row(slot, 0, [0], sample=True) for slot in range(num_rows)]
         inputs, _ = self._state.fill(StepPlan(0, rows=rows), buffer)
         inputs = self._at_most(inputs, num_tokens, num_rows, is_mixed=is_mixed)
