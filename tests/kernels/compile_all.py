@@ -91,7 +91,7 @@ def others() -> None:
     feed.known_ids_triton(ids, ids)
     floats, logits = values(4, dtype=torch.float32), values(4, 32256, dtype=torch.float32)
     sample.draw_triton(logits, floats, floats)
-    likeliest.keep_triton(logits, floats, values(4, dtype=torch.int32), floats)
+    likeliest.keep_triton(logits, ids, floats, values(4, dtype=torch.int32), floats)
     copy_blocks.copy_blocks_triton(values(8, 2, 4, 16, 128), ids, values(3, 3, dtype=torch.int32))
 
 
