@@ -149,6 +149,8 @@ def measure_num_blocks(model: Model, attention: AttentionBackend, config: Engine
         return sizes.num_blocks
     needed = -(-sizes.max_num_batched_tokens // config.block_size)
     worker = make_worker(model, attention, sizes, needed)
+    if config.cuda_graphs:
+        worker.compile_kernels(sizes.max_num_batched_tokens, num_cores())
     step_bytes = worker.measure_peak(sizes.max_num_batched_tokens)
     if config.cuda_graphs:
         step_bytes += worker.measure_graphs(sizes.max_num_batched_tokens)
