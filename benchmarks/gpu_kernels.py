@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tabstop.kernels import activation, copy_blocks, gemv, language, norm, rope_store, sample
+from tabstop.kernels import activation, copy_blocks, gemv, language, likeliest, norm, rope_store, sample
 from tabstop.kernels.attention import Launch, Rows, View, attend_torch
 from tabstop.kernels.decode import DecodePlan, decode_triton, plan_decode
 from tabstop.kernels.language import jit, tl, triton
@@ -522,6 +522,91 @@ def draws(name: str, inputs: list[torch.Tensor], temperature: torch.Tensor, plai
     emit("sampling", what=name, rows=len(temperature), gb_s=gb_s, equal=equal, **times)
 
 
+def cutting() -> None:
+    """Top-p of all rows in one launch, in place; each call on a copy of its own, whose time is given beside."""
+    vocab = 3000 if REHEARSES else 152064
+    for num_rows in (3,) if REHEARSES else (1, 64, 264, 1000):
+        logits = torch.randn(num_rows, vocab, device=DEVICE) * 3
+        target, rows = torch.empty_like(logits), torch.arange(num_rows, device=DEVICE)
+        temperature, top_p = (torch.full((num_rows,), value, device=DEVICE) for value in (0.8, 0.95))
+        top_k = torch.full((num_rows,), vocab, dtype=torch.int32, device=DEVICE)
+
+        def cut() -> None:
+            target.copy_(logits)  # noqa: B023
+            likeliest.keep_triton(target, rows, temperature, top_k, top_p)  # noqa: B023
+
+        copied = seconds([lambda: target.copy_(logits)])  # noqa: B023
+        emit("cutting", rows=num_rows, us=1e6 * (seconds([cut]) - copied), copy_us=1e6 * copied)
+
+
+# Two halves of a step -------------------------------------------------------------------------------------------------
+
+
+class Halves:
+    """A step's rows in halves: while one is multiplied, bound by arithmetic, the other attends, bound by memory."""
+
+    def __init__(self, num_rows: int, context: int, num_layers: int) -> None:
+        hidden, inner, heads = (64, 128, (4, 1, 16)) if REHEARSES else (3584, 18944, GQA)
+        self.num_layers = num_layers
+        self.load = workload(heads, num_rows // 2, 1, context)
+        self.plan = plan_decode(len(self.load.rows.contexts), self.load.heads, 1, context, self.load.q)
+        self.results = [torch.empty_like(self.load.q) for _ in range(2)]
+        self.before = [randn((heads[0] + 2 * heads[1]) * heads[2], hidden)]
+        self.behind = [randn(hidden, hidden), randn(2 * inner, hidden), randn(hidden, inner)]
+        half = len(self.load.rows.contexts)
+        self.inputs = {size: randn(2 * half, size) for size in (hidden, inner)}
+        self.side = None if REHEARSES else torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def attend(self, half: int, layer: int) -> None:
+        load = self.load
+        memory = load.memories[(2 * layer + half) % len(load.memories)]
+        decode_triton(load.q, memory, self.results[half], load.rows, self.plan, load.view)
+
+    def multiply(self, weights: Sequence[torch.Tensor], num_halves: int) -> None:
+        num_rows = num_halves * len(self.load.rows.contexts)
+        for weight in weights:
+            functional.linear(self.inputs[weight.shape[1]][:num_rows], weight)
+
+    def in_turn(self) -> None:
+        for layer in range(self.num_layers):
+            self.multiply(self.before, 2)
+            self.attend(0, layer)
+            self.attend(1, layer)
+            self.multiply(self.behind, 2)
+
+    def beside(self) -> None:
+        """Attention on a stream of its own; each half's products wait for its own attention only."""
+        here = torch.cuda.current_stream()
+        attended = [torch.cuda.Event(), torch.cuda.Event()]  # type: ignore[no-untyped-call]
+        for layer in range(self.num_layers + 1):
+            for half in range(2):
+                if layer:
+                    here.wait_event(attended[half])
+                    self.multiply(self.behind, 1)
+                if layer < self.num_layers:
+                    self.multiply(self.before, 1)
+                    self.side.wait_stream(here)  # type: ignore[union-attr]
+                    with torch.cuda.stream(self.side):
+                        self.attend(half, layer)
+                        attended[half].record()
+
+
+def beside() -> None:
+    """A step of 1,000 rows of the 7B in turn and in halves, products on all multiprocessors or on fewer."""
+    for num_rows in (4,) if REHEARSES else (512, 1000):
+        halves = Halves(num_rows, 570, 2 if REHEARSES else 6)
+        ms = {"in_turn": 1e3 * seconds([halves.in_turn], 1) / halves.num_layers}
+        if not REHEARSES:
+            torch.backends.cuda.preferred_blas_library("cublaslt")
+            for left_out in (0, 8, 16, 24, 32):
+                torch._C._set_sm_carveout_experimental(left_out or None)
+                ms[f"beside, {left_out} left out"] = 1e3 * seconds([halves.beside], 1) / halves.num_layers
+                ms[f"in turn, {left_out} left out"] = 1e3 * seconds([halves.in_turn], 1) / halves.num_layers
+            torch._C._set_sm_carveout_experimental(None)
+            torch.backends.cuda.preferred_blas_library("default")
+        emit("beside", rows=num_rows, **ms)
+
+
 SECTIONS: dict[str, Callable[[], None]] = {
     "correct": correct,
     "bandwidth": bandwidth,
@@ -532,6 +617,8 @@ SECTIONS: dict[str, Callable[[], None]] = {
     "gemv": gemvs,
     "planning": planning,
     "sampling": sampling,
+    "cutting": cutting,
+    "beside": beside,
 }
 
 

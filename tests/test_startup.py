@@ -43,6 +43,13 @@ def test_the_table_says_what_fits() -> None:
     assert rows["kernels"] == "attention: reference, quantization: Q8_0"
 
 
+def test_the_table_says_where_the_time_went() -> None:
+    assert describe(INFO)["loaded in"] == "1.2 s"
+    assert describe(replace(INFO, load_stages={"weights": 0.51, "graphs": 0.7}))["loaded in"] == (
+        "1.2 s (weights 0.5, graphs 0.7)"
+    )
+
+
 def test_the_table_says_where_a_cards_memory_is() -> None:
     assert "memory" not in describe(INFO)
     rows = describe(replace(INFO, memory={"weights": 3 << 29, "graphs": 1 << 20, "driver": 1537 << 20}))

@@ -47,6 +47,8 @@ def describe(info: EngineInfo) -> dict[str, str]:
         "kernels": ", ".join(f"{concept}: {name}" for concept, name in sorted(info.kernels.items())) or "none",
         "loaded in": f"{info.load_seconds:.1f} s",
     }
+    if stages := ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in info.load_stages.items()):
+        rows["loaded in"] += f" ({stages})"
     if info.memory:
         rows["memory"] = ", ".join(f"{part} {readable_bytes(size)}" for part, size in info.memory.items())
     return rows

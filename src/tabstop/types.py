@@ -245,6 +245,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag=True):
     kv_bytes_per_token: int = 0
     kernels: dict[str, str] = {}  # concept → what was chosen, e.g. {"attention": "reference"}
     load_seconds: float = 0.0
+    load_stages: dict[str, float] = {}  # of these, seconds by stage; stages that took no time to speak of are left out
     max_num_waiting: int = 1024  # prompts that the queue holds
     memory: dict[str, int] = {}  # of a GPU, bytes by part; "driver" is what it counts in all (worker/memory.py)
 

@@ -18,7 +18,7 @@ from tabstop.bench.records import Message, Record, Session, Turn
 from tabstop.bench.run import verify
 from tabstop.bench.selftest import golden_endpoint, golden_process, truth, wrong_accounts
 from tabstop.bench.tokens import LocalTokenizer, resolve
-from tabstop.bench.workers import LoadPlan, WorkerPool
+from tabstop.bench.workers import LoadPlan, WorkerPool, split
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +203,18 @@ def test_a_stalled_server_does_not_hide_behind_the_send_time(url: str, pool: Wor
     assert [round(r.intended, 3) for r in records] == [round(0.002 * i, 3) for i in range(20)]
     assert all(r.sent < records[0].ended for r in records)
     assert all(resolve(r).counted_tokens == 9 for r in records)
+
+
+@pytest.mark.parametrize(
+    ("num_sessions", "slots", "workers"), [(1024, 256, 6), (10, 8, 3), (5, 2, 4), (7, 7, 7), (3, 8, 2)]
+)
+def test_no_slot_of_a_closed_loop_serves_two_sessions_more_than_another(
+    num_sessions: int, slots: int, workers: int
+) -> None:
+    some = [Session(index=n, turns=[]) for n in range(num_sessions)]
+    jobs = split(LoadPlan(endpoint=Endpoint(url="http://localhost"), sessions=some, concurrency=slots), workers)
+    assert sorted(session.index for job in jobs for session in job.sessions) == list(range(num_sessions))
+    assert sum(job.concurrency or 0 for job in jobs) == slots
+    rounds = {-(-len(job.sessions) // job.concurrency) for job in jobs if job.concurrency}
+    assert max(rounds) == -(-num_sessions // slots)
+    assert not any(job.sessions for job in jobs if not job.concurrency)

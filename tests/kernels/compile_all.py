@@ -2,16 +2,19 @@
 
 The launchers run as they would, on tensors of the host, but each launch ends with the compiled kernel. Prints one JSON
 line a launch: the kernel, whether its assembly keeps values in local memory (the assembler may still spill registers:
-that shows only in its own report), and the order of its loads and of its dealings with its neighbours.
+that shows only in its own report), and the order of its loads and of its dealings with its neighbours. The last line
+says how many kernels a rehearsal compiled, and how many were missing after it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -22,6 +25,7 @@ from tabstop.kernels import (
     decode,
     feed,
     gemv,
+    language,
     likeliest,
     norm,
     prefix,
@@ -91,8 +95,20 @@ def others() -> None:
     feed.known_ids_triton(ids, ids)
     floats, logits = values(4, dtype=torch.float32), values(4, 32256, dtype=torch.float32)
     sample.draw_triton(logits, floats, floats)
-    likeliest.keep_triton(logits, floats, values(4, dtype=torch.int32), floats)
+    likeliest.keep_triton(logits, ids, floats, values(4, dtype=torch.int32), floats)
     copy_blocks.copy_blocks_triton(values(8, 2, 4, 16, 128), ids, values(3, 3, dtype=torch.int32))
+
+
+def rehearse() -> dict[str, int]:
+    """How many kernels are compiled in a rehearsal, and how many when the same launches come again."""
+    counts = []
+    for context in (language.rehearsal(2), nullcontext()):
+        compiled: list[str] = []
+        knobs.runtime.jit_post_compile_hook = lambda *, key, **_: compiled.append(key)  # noqa: B023
+        with context:
+            attend((12, 2, 64))
+        counts.append(len(compiled))
+    return {"rehearsed": counts[0], "missing": counts[1]}
 
 
 if __name__ == "__main__":
@@ -104,3 +120,5 @@ if __name__ == "__main__":
     others()
     for each in HEADS:
         attend(each)
+    JITFunction.run = lambda *arguments, **options: run(*arguments, **options | {"warmup": True})
+    print(json.dumps(rehearse()))

@@ -190,17 +190,22 @@ def _drive(process: subprocess.Popen[bytes], job: Job, start: _Start, take: Call
 
 
 def split(plan: LoadPlan, num_workers: int) -> list[Job]:
-    """Sessions go round robin, so that each worker sees the whole run's rhythm; slots are shared out evenly."""
+    """Sessions go round robin, so that each worker sees the whole run's rhythm; slots are shared out evenly.
+
+    In a closed loop sessions go round the slots: a worker with fewer of them would else still have work when others,
+    at the end of a short run, have none.
+    """
     jobs, first_slot = [], 0
     for number in range(num_workers):
-        slots = None
+        slots, sessions = None, plan.sessions[number::num_workers]
         if plan.concurrency is not None:
             slots = plan.concurrency // num_workers + (number < plan.concurrency % num_workers)
-        has_work = slots is None or slots > 0
+            own = range(first_slot, first_slot + slots)
+            sessions = [session for n, session in enumerate(plan.sessions) if n % plan.concurrency in own]
         jobs.append(
             Job(
                 endpoint=plan.endpoint,
-                sessions=_share(plan, num_workers, number) if has_work else [],
+                sessions=sessions,
                 concurrency=slots,
                 first_slot=first_slot,
                 num_slots=plan.concurrency or 1,
@@ -212,11 +217,6 @@ def split(plan: LoadPlan, num_workers: int) -> list[Job]:
         )
         first_slot += slots or 0
     return jobs
-
-
-def _share(plan: LoadPlan, num_workers: int, number: int) -> list[Session]:
-    used = num_workers if plan.concurrency is None else min(num_workers, plan.concurrency)
-    return plan.sessions[number::used]
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -30,7 +29,7 @@ from tabstop.text.tokenizer import Tokenizer, load_tokenizer
 from tabstop.types import EngineInfo
 from tabstop.worker.batch import SlotState
 from tabstop.worker.group import LocalGroup
-from tabstop.worker.memory import MemoryAccount
+from tabstop.worker.memory import StartAccount
 from tabstop.worker.worker import Worker
 
 NUM_COMPILERS = 2
@@ -39,14 +38,14 @@ NUM_COMPILERS = 2
 
 def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -> EngineCore:
     """Loads the model and returns a core that is ready to step. Raises StartupError subclasses."""
-    start = time.monotonic()
     checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
-    if resolve_device(config.device) == "cpu":
-        prepare_cpu(config, progress)
+    account = StartAccount(resolve_device(config.device))
+    if account.device == "cpu":
+        with account.time("kernels"):
+            prepare_cpu(config, progress)
     sizes = fit(checkpoint, config)
     if sizes.problem is not None:
         raise MemoryShortageError(sizes.problem)
-    account = MemoryAccount(sizes.device)
     with account.book("weights"):
         decoder = load_model(checkpoint, config, torch.device(sizes.device), getattr(torch, sizes.dtype), progress)
     attention = make_attention(decoder, config, sizes)
@@ -54,7 +53,7 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
     if isinstance(model, CompiledDecoder):
         torch.set_num_threads(1)  # what is left for torch is small, and its waiting threads would take ours' cores
     if sizes.device == "cuda":
-        sizes = replace(sizes, num_blocks=measure_num_blocks(model, attention, config, sizes))
+        sizes = replace(sizes, num_blocks=measure_num_blocks(model, attention, config, sizes, account))
     with account.book("KV cache"):
         worker = make_worker(model, attention, sizes, sizes.num_blocks)
     if sizes.device == "cuda":
@@ -63,7 +62,7 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
             (worker.capture_graphs if config.cuda_graphs else worker.warm_up)(num_tokens)
     pool, tokenizer = BlockPool(sizes.num_blocks, config.block_size), load_own_tokenizer(checkpoint, config)
     return EngineCore(
-        engine_info(sizes, model, {"attention": attention.name, "steps": steps}, account, time.monotonic() - start),
+        engine_info(sizes, model, {"attention": attention.name, "steps": steps}, account),
         Scheduler(pool, sizes.max_num_seqs, sizes.max_num_batched_tokens, config.prefix_cache),
         LocalGroup(worker),
         ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="compile"),
@@ -98,9 +97,7 @@ def prepare_cpu(config: EngineConfig, progress: ProgressCallback | None) -> None
         library(progress)
 
 
-def engine_info(
-    sizes: FitReport, model: Model, kernels: dict[str, str], account: MemoryAccount, load_seconds: float
-) -> EngineInfo:
+def engine_info(sizes: FitReport, model: Model, kernels: dict[str, str], account: StartAccount) -> EngineInfo:
     return EngineInfo(
         model=sizes.model,
         architecture=sizes.architecture,
@@ -114,7 +111,8 @@ def engine_info(
         weight_bytes=model.weight_bytes,
         kv_bytes_per_token=sizes.kv_bytes_per_token,
         kernels={**kernels, "weights": model.weights},
-        load_seconds=load_seconds,
+        load_seconds=account.seconds,
+        load_stages=account.stages,
         memory=account.close(),
     )
 
@@ -143,15 +141,21 @@ def make_worker(model: Model, attention: AttentionBackend, sizes: FitReport, num
     return Worker(model, attention, kv, state)
 
 
-def measure_num_blocks(model: Model, attention: AttentionBackend, config: EngineConfig, sizes: FitReport) -> int:
+def measure_num_blocks(
+    model: Model, attention: AttentionBackend, config: EngineConfig, sizes: FitReport, account: StartAccount
+) -> int:
     """Blocks that a GPU's memory holds beside the weights and the largest step, which runs once to be measured."""
     if config.num_kv_blocks is not None or config.kv_memory is not None:
         return sizes.num_blocks
     needed = -(-sizes.max_num_batched_tokens // config.block_size)
     worker = make_worker(model, attention, sizes, needed)
-    step_bytes = worker.measure_peak(sizes.max_num_batched_tokens)
     if config.cuda_graphs:
-        step_bytes += worker.measure_graphs(sizes.max_num_batched_tokens)
+        with account.time("kernels"):
+            worker.compile_kernels(sizes.max_num_batched_tokens, num_cores())
+    with account.time("measuring"):
+        step_bytes = worker.measure_peak(sizes.max_num_batched_tokens)
+        if config.cuda_graphs:
+            step_bytes += worker.measure_graphs(sizes.max_num_batched_tokens)
     del worker
     torch.cuda.empty_cache()
     free = free_bytes(sizes.device, config.gpu_memory_utilization) - step_bytes

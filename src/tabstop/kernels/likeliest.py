@@ -12,19 +12,23 @@ import torch
 from tabstop.kernels.language import jit, next_power_of_2, tl
 from tabstop.kernels.sample import inverse_of, weights_of
 
-CHUNK = 8192  # logits at once
+CHUNK = 4096  # logits at once
 
 
-def keep_triton(logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> None:
-    """Sets what is not kept to -inf, in place.
+def keep_triton(
+    logits: torch.Tensor, rows: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
+) -> None:
+    """Sets what is not kept of those rows to -inf, in place.
 
-    logits float32 [N, vocab]; temperature (> 0) and top_p float32 [N]; top_k int32 [N], `vocab` for no limit.
+    logits float32 [R, vocab]; rows int64 [N]; temperature (> 0) and top_p float32 [N]; top_k int32 [N], `vocab` for no
+    limit.
     """
-    num_rows, vocab = logits.shape
+    vocab = logits.shape[1]
     assert logits.dtype == torch.float32 and logits.stride(1) == 1
-    if num_rows:
+    if len(rows):
         chunk = min(CHUNK, next_power_of_2(max(vocab, 128)))
-        keep_kernel[(num_rows,)](logits, temperature, top_k, top_p, logits.stride(0), vocab, chunk, num_warps=16)
+        numbers = (temperature, top_k, top_p, logits.stride(0), vocab)
+        keep_kernel[(len(rows),)](logits, rows, *numbers, chunk, num_warps=16)
 
 
 @jit()
@@ -48,15 +52,16 @@ def measure(
     row: tl.tensor, vocab: tl.tensor, key: tl.tensor, top: tl.tensor, inverse: tl.tensor, CHUNK: tl.constexpr
 ) -> tl.tensor:
     """Of tokens above `key` and of those at it: (number above, weight above, number at it, weight at it)."""
-    above, heavier, equal, weight = 0, 0.0, 0, 0.0
+    above, equal = tl.zeros([CHUNK], tl.int32), tl.zeros([CHUNK], tl.int32)
+    heavier, weight = tl.zeros([CHUNK], tl.float32), tl.zeros([CHUNK], tl.float32)
     for first in range(0, vocab, CHUNK):
         values, keys = keys_of(row, first, vocab, CHUNK)
         weights = weights_of(values, top, inverse)
-        above += tl.sum((keys > key).to(tl.int32), 0)
-        heavier += tl.sum(tl.where(keys > key, weights, 0.0), 0)
-        equal += tl.sum((keys == key).to(tl.int32), 0)
-        weight += tl.sum(tl.where(keys == key, weights, 0.0), 0)
-    return above, heavier, equal, weight
+        above += (keys > key).to(tl.int32)
+        heavier += tl.where(keys > key, weights, 0.0)
+        equal += (keys == key).to(tl.int32)
+        weight += tl.where(keys == key, weights, 0.0)
+    return tl.sum(above, 0), tl.sum(heavier, 0), tl.sum(equal, 0), tl.sum(weight, 0)
 
 
 @jit()
@@ -76,19 +81,22 @@ def find_border(
         quarter = tl.maximum((high - low) >> 2, 1)
         first_key, second_key = low + quarter, low + 2 * quarter
         third_key = tl.maximum((low + 3 * high) >> 2, second_key)
-        first, second, third = 0.0, 0.0, 0.0  # numbers, too: exact, since a vocabulary has less than 2^24 tokens
+        # Of places, and summed at the end: every sum across them makes all wait. Numbers are exact up to 2^24.
+        first = tl.zeros([CHUNK], tl.float32)
+        second = tl.zeros([CHUNK], tl.float32)
+        third = tl.zeros([CHUNK], tl.float32)
         for begin in range(0, vocab, CHUNK):
             values, keys = keys_of(row, begin, vocab, CHUNK)
             if BY_WEIGHT:
                 amounts = weights_of(values, top, inverse)
             else:
                 amounts = tl.where(begin + tl.arange(0, CHUNK) < vocab, 1.0, 0.0)
-            first += tl.sum(tl.where(keys >= first_key.to(tl.int32), amounts, 0.0), 0)
-            second += tl.sum(tl.where(keys >= second_key.to(tl.int32), amounts, 0.0), 0)
-            third += tl.sum(tl.where(keys >= third_key.to(tl.int32), amounts, 0.0), 0)
-        low, high = narrow(low, high, first_key, first >= wanted)
-        low, high = narrow(low, high, second_key, second >= wanted)
-        low, high = narrow(low, high, third_key, third >= wanted)
+            first += tl.where(keys >= first_key.to(tl.int32), amounts, 0.0)
+            second += tl.where(keys >= second_key.to(tl.int32), amounts, 0.0)
+            third += tl.where(keys >= third_key.to(tl.int32), amounts, 0.0)
+        low, high = narrow(low, high, first_key, tl.sum(first, 0) >= wanted)
+        low, high = narrow(low, high, second_key, tl.sum(second, 0) >= wanted)
+        low, high = narrow(low, high, third_key, tl.sum(third, 0) >= wanted)
     return low
 
 
@@ -102,6 +110,7 @@ def narrow(low: tl.tensor, high: tl.tensor, key: tl.tensor, enough: tl.tensor) -
 @jit()
 def keep_kernel(
     logits: tl.tensor,
+    rows: tl.tensor,
     temperature: tl.tensor,
     top_k: tl.tensor,
     top_p: tl.tensor,
@@ -111,12 +120,13 @@ def keep_kernel(
 ) -> None:
     """One program a row."""
     index = tl.program_id(0)
-    row = logits + index.to(tl.int64) * stride
+    row = logits + tl.load(rows + index) * stride
     inverse, limit, share = inverse_of(tl.load(temperature + index)), tl.load(top_k + index), tl.load(top_p + index)
-    top = tl.full((), -1e30, tl.float32)
+    highest = tl.full([CHUNK], -1e30, tl.float32)
     for first in range(0, vocab, CHUNK):
         values, _ = keys_of(row, first, vocab, CHUNK)
-        top = tl.maximum(top, tl.max(values, 0))
+        highest = tl.maximum(highest, values)
+    top = tl.max(highest, 0)
     low, high = tl.full((), -(2**31), tl.int64), in_order(top).to(tl.int64) + 1
     if limit < vocab:
         low = find_border(row, vocab, low, high, limit, top, inverse, False, CHUNK)

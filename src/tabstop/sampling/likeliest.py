@@ -25,13 +25,15 @@ def apply_top_k_top_p(logits: Tensor, batch: SamplingBatch) -> Tensor:
     Probabilities are those at the row's temperature. The token that crosses p is kept. Ties at the border follow the
     order of a stable sort.
     """
-    if logits.is_cuda:
-        temperature, top_p = (batch.column(name, logits.device)[:, 0] for name in ("temperature", "top_p"))
-        keep_triton(logits, temperature, upload(_top_k(logits, batch).astype(np.int32), logits.device), top_p)
-        return logits
     if logits.shape[1] <= NUM_CANDIDATES:
         return keep_by_sorting(logits, batch)
     return keep_by_border(logits, batch, NUM_CANDIDATES)
+
+
+def keep_likeliest_on_card(logits: Tensor, rows: Tensor, batch: SamplingBatch) -> None:
+    """The same in place, of those rows, int64 [n] on the device, which the batch has."""
+    temperature, top_p = (batch.column(name, logits.device)[:, 0] for name in ("temperature", "top_p"))
+    keep_triton(logits, rows, temperature, upload(_top_k(logits, batch).astype(np.int32), logits.device), top_p)
 
 
 def keep_by_sorting(logits: Tensor, batch: SamplingBatch) -> Tensor:

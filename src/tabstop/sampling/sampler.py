@@ -39,6 +39,9 @@ def _changed(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 def _run_step(step: Step, logits: Tensor, batch: SamplingBatch, rows: np.ndarray) -> None:
     """Changes those rows of the logits in place."""
+    if logits.is_cuda and step.on_card is not None:
+        step.on_card(logits, upload(rows, logits.device), batch.part(rows))
+        return
     if len(rows) == len(logits) <= ROWS_AT_ONCE:
         changed = step.apply(logits, batch)
         if changed is not logits:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tabstop.sampling.batch import SamplingBatch, pad_ids
 from tabstop.sampling.history import upload
-from tabstop.sampling.likeliest import apply_top_k_top_p
+from tabstop.sampling.likeliest import apply_top_k_top_p, keep_likeliest_on_card
 
 ROWS_AT_ONCE = 64
 """Sorted logits, their places and float64 probabilities take ten times what logits take."""
@@ -28,11 +28,13 @@ NEVER = -1e9
 class Step:
     """`rows`: bool [N], the rows that need it. `apply`: float32 logits [n, vocab] of those → the same, changed.
 
-    It may change them where they are.
+    It may change them where they are. `on_card`, where there is one, does so on a GPU: to float32 logits [N, vocab], of
+    which it changes the rows int64 [n] that the batch is of, any number.
     """
 
     rows: Callable[[SamplingBatch], np.ndarray]
     apply: Callable[[Tensor, SamplingBatch], Tensor]
+    on_card: Callable[[Tensor, Tensor, SamplingBatch], None] | None = None
 
 
 def apply_masks(logits: Tensor, batch: SamplingBatch) -> Tensor:
@@ -169,7 +171,11 @@ STEPS: list[Step] = [
     Step(lambda batch: np.asarray(batch.parameters["has_bias"]), apply_bias),
     Step(_has_penalty, apply_penalties),
     Step(_is_random_and(lambda numbers: numbers["min_p"] > 0), apply_min_p),
-    Step(_is_random_and(lambda numbers: (numbers["top_k"] > 0) | (numbers["top_p"] < 1)), apply_top_k_top_p),
+    Step(
+        _is_random_and(lambda numbers: (numbers["top_k"] > 0) | (numbers["top_p"] < 1)),
+        apply_top_k_top_p,
+        keep_likeliest_on_card,
+    ),
     Step(_is_random_and(lambda numbers: numbers["typical_p"] < 1), apply_typical_p),
 ]
 """In this order, which is that of most servers: what is allowed, biases, penalties, then what cuts the distribution."""

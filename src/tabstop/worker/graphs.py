@@ -20,6 +20,9 @@ from tabstop.worker.batch import Buffer, Drawing, Numbers, Shape, SlotState, Ste
 DECODING = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 896, 1024)
 """Numbers of rows of one token each; up to a sixth of a step's rows may be padding."""
 
+REHEARSED = (1, 2, 4, 8, 16, 32, 64)
+"""Of them, those whose kernels differ: few rows split their contexts, and multiply by vectors."""
+
 MIXED = (16, 32, 64, 128, 192, 256, 288, 320, 384, 512, 576, 640, 768, 896, 1024, 1536, 2048)
 """Numbers of tokens of steps that have prompts: denser where matrices are bound by reading them."""
 
@@ -54,6 +57,13 @@ class StepGraphs:
         self._mixed: dict[tuple[int, int], Captured] = {}
         self._decoding: dict[tuple[int, int], Captured] = {}
 
+    def rehearse(self, run: Callable[[StepInputs], None], num_tokens: int) -> None:
+        """Runs steps of all kinds that have kernels of their own, as they would be captured for up to `num_tokens`."""
+        most = min(num_tokens, self._max_num_seqs)
+        run(self._inputs(*max(mixed_sizes(num_tokens, self._max_num_seqs)), is_mixed=True)[1])
+        for number in sorted({most, *(number for number in REHEARSED if number < most)}):
+            run(self._inputs(number, number, is_mixed=False)[1])
+
     def capture_largest(self, num_tokens: int) -> None:
         """Only the graph for the largest steps of up to `num_tokens`; it takes nearly all the memory that all do."""
         size = max(mixed_sizes(num_tokens, self._max_num_seqs))
@@ -81,11 +91,14 @@ class StepGraphs:
         captured.graph.replay()
         return drawing, captured.logits[: len(plan.rows)], captured.tokens[: len(plan.rows)]
 
-    def _capture(self, num_tokens: int, num_rows: int, *, is_mixed: bool) -> Captured:
+    def _inputs(self, num_tokens: int, num_rows: int, *, is_mixed: bool) -> tuple[Buffer, StepInputs]:
         buffer = Buffer(Shape(num_tokens, num_rows, self._num_blocks, self._state.sharing_width), self._state.device)
         rows = [Row(slot, 0, [0], sample=True) for slot in range(num_rows)]
         inputs, _ = self._state.fill(StepPlan(0, rows=rows), buffer)
-        inputs = self._at_most(inputs, num_tokens, num_rows, is_mixed=is_mixed)
+        return buffer, self._at_most(inputs, num_tokens, num_rows, is_mixed=is_mixed)
+
+    def _capture(self, num_tokens: int, num_rows: int, *, is_mixed: bool) -> Captured:
+        buffer, inputs = self._inputs(num_tokens, num_rows, is_mixed=is_mixed)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             # Outside of the capture kernels are compiled, and libraries choose their algorithms.

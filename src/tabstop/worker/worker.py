@@ -5,6 +5,7 @@ Everything is queued on the device and nothing waits for it; `Drawn.tokens` does
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from tabstop.attention import AttentionBackend
 from tabstop.engine.plan import NO_TOKEN, Admission, Copy, LateInputs, Row, StepPlan, StepResult, TableUpdate
+from tabstop.kernels import feed
+from tabstop.kernels.language import rehearsal
 from tabstop.kernels.sample import draw
 from tabstop.models import Model, StepContext
 from tabstop.sampling.logprobs import Reported, report
@@ -23,6 +26,8 @@ from tabstop.worker.batch import Buffer, Drawing, PromptTokens, SlotState, StepI
 
 if TYPE_CHECKING:
     from tabstop.worker.graphs import StepGraphs
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -93,6 +98,22 @@ class Worker:
         from tabstop.worker.graphs import StepGraphs
 
         return StepGraphs(self._step, self.state, self.sampler.numbers)
+
+    @torch.inference_mode()
+    def compile_kernels(self, num_tokens: int, num_threads: int) -> None:
+        """Those of graphs of steps of up to `num_tokens`, side by side; others are compiled where they first run."""
+        try:
+            graphs = self._make_graphs()
+            with rehearsal(num_threads):
+                graphs.rehearse(self._rehearse, num_tokens)
+        except Exception:  # a start must not fail for what only shortens it
+            log.warning("kernels are compiled one after the other, since this went wrong", exc_info=True)
+
+    def _rehearse(self, inputs: StepInputs) -> None:
+        """As `_step`, but nothing depends on tokens that a kernel did not draw."""
+        feed.known_ids(inputs.ids, self.state.last_ids)
+        inputs.has_unknown = False
+        draw(self.model.logits(self._hidden(inputs)[inputs.last_tokens]), inputs.temperature, inputs.uniform)
 
     @torch.inference_mode()
     def measure_graphs(self, num_tokens: int) -> int:

@@ -1,7 +1,8 @@
 // What the machine offers, under one set of names: 16 floats, 16 integers or 64 bytes at a time.
 //
-// The types are the compiler's own vectors, so everything but the functions below compiles on any processor. Three
-// versions of those: AVX-512 (with VNNI and BF16 where the compiler says so), AVX2, and plain loops.
+// The types are the compiler's own vectors, so everything but the functions below compiles on any processor. Four
+// versions of those: AVX-512 (with VNNI and BF16 where the compiler says so), AVX2, ARM's NEON (with its dot products and
+// BF16 likewise), and plain loops.
 #pragma once
 
 #include <cmath>
@@ -13,9 +14,13 @@
 #define TABSTOP_AVX512 1
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define TABSTOP_AVX2 1
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#define TABSTOP_NEON 1
 #endif
 #if defined(TABSTOP_AVX512) || defined(TABSTOP_AVX2)
 #include <immintrin.h>
+#elif defined(TABSTOP_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace tabstop {
@@ -36,6 +41,12 @@ inline const char* machine_name() {
     return "avx512";
 #elif defined(TABSTOP_AVX2)
     return "avx2";
+#elif defined(TABSTOP_NEON) && defined(__ARM_FEATURE_DOTPROD) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return "neon dotprod bf16";
+#elif defined(TABSTOP_NEON) && defined(__ARM_FEATURE_DOTPROD)
+    return "neon dotprod";
+#elif defined(TABSTOP_NEON)
+    return "neon";
 #else
     return "portable";
 #endif
@@ -57,10 +68,30 @@ inline void store_some(float* to, Floats vector, int count) {
     std::memcpy(to, &vector, count * sizeof(float));
 }
 
+#if defined(TABSTOP_NEON)
+// A quarter of a vector, and back.
+template <typename Quarter, typename Vector> inline Quarter quarter(const Vector& vector, int index) {
+    Quarter result;
+    std::memcpy(&result, (const char*)&vector + 16 * index, 16);
+    return result;
+}
+
+template <typename Vector, typename Quarter> inline Vector joined(const Quarter (&quarters)[4]) {
+    Vector result;
+    std::memcpy(&result, quarters, 64);
+    return result;
+}
+#endif
+
 // a · b + c, rounded once wherever the processor can: all row counts must round alike.
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
 #if defined(TABSTOP_AVX512)
     return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(TABSTOP_NEON)
+    float32x4_t sums[4];
+    for (int i = 0; i < 4; i++)
+        sums[i] = vfmaq_f32(quarter<float32x4_t>(c, i), quarter<float32x4_t>(a, i), quarter<float32x4_t>(b, i));
+    return joined<Floats>(sums);
 #else
     return a * b + c;
 #endif
@@ -80,6 +111,11 @@ inline Floats larger(Floats a, Floats b) {
 inline bool are_numbers(Floats a, Floats b) {
 #if defined(TABSTOP_AVX512)
     return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q) == 0;
+#elif defined(TABSTOP_NEON)
+    Ints equal = (a == a) & (b == b);  // -1 or 0
+    int32x4_t all_equal = quarter<int32x4_t>(equal, 0);
+    for (int i = 1; i < 4; i++) all_equal = vandq_s32(all_equal, quarter<int32x4_t>(equal, i));
+    return vmaxvq_s32(all_equal) < 0;
 #else
     for (int i = 0; i < LANES; i++)
         if (a[i] != a[i] || b[i] != b[i]) return false;
@@ -90,6 +126,10 @@ inline bool are_numbers(Floats a, Floats b) {
 inline float largest(Floats values) {
 #if defined(TABSTOP_AVX512)
     return _mm512_reduce_max_ps((__m512)values);
+#elif defined(TABSTOP_NEON)
+    float32x4_t low = vmaxq_f32(quarter<float32x4_t>(values, 0), quarter<float32x4_t>(values, 1));
+    float32x4_t high = vmaxq_f32(quarter<float32x4_t>(values, 2), quarter<float32x4_t>(values, 3));
+    return vmaxvq_f32(vmaxq_f32(low, high));
 #else
     float result = values[0];
     for (int i = 1; i < LANES; i++) result = values[i] > result ? values[i] : result;
@@ -147,6 +187,14 @@ inline Floats load_halves(const uint8_t* from) {
     std::memcpy(&result, &low, 32);
     std::memcpy((char*)&result + 32, &high, 32);
     return result;
+#elif defined(TABSTOP_NEON)
+    float32x4_t quarters[4];
+    for (int i = 0; i < 4; i++) {
+        float16x4_t halves;
+        std::memcpy(&halves, from + 8 * i, 8);
+        quarters[i] = vcvt_f32_f16(halves);
+    }
+    return joined<Floats>(quarters);
 #else
     uint16_t halves[LANES];
     std::memcpy(halves, from, sizeof halves);
@@ -167,6 +215,12 @@ inline uint16_t to_bfloat(float value) {
 inline Floats add_pair_products(Floats sums, Words pairs, uint32_t pair) {
 #if defined(TABSTOP_AVX512) && defined(__AVX512BF16__)
     return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(int(pair)));
+#elif defined(TABSTOP_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    float32x4_t quarters[4];
+    for (int i = 0; i < 4; i++)
+        quarters[i] = vbfdotq_f32(quarter<float32x4_t>(sums, i), quarter<bfloat16x8_t>(pairs, i),
+                                  vreinterpretq_bf16_u32(vdupq_n_u32(pair)));
+    return joined<Floats>(quarters);
 #else
     float low, high;
     uint32_t bits = pair << 16;
@@ -209,6 +263,16 @@ inline Bytes add_fifth_bits(Bytes bytes, const uint8_t* bits) {
         std::memcpy((char*)&result + 32 * half, &old, 32);
     }
     return result;
+#elif defined(TABSTOP_NEON)
+    const uint8x16_t spread = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+    const uint8x16_t each = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
+    uint8x16_t quarters[4];
+    for (int i = 0; i < 4; i++) {
+        uint8x16_t own = vqtbl1q_u8(vreinterpretq_u8_u16(vdupq_n_u16(uint16_t(mask >> 16 * i))), spread);
+        uint8x16_t set = vandq_u8(vtstq_u8(own, each), vdupq_n_u8(16));
+        quarters[i] = vorrq_u8(quarter<uint8x16_t>(bytes, i), set);
+    }
+    return joined<Bytes>(quarters);
 #else
     for (int i = 0; i < 64; i++) bytes[i] |= uint8_t((mask >> i & 1) << 4);
     return bytes;
@@ -252,6 +316,21 @@ template <int BITS> inline Ints add_products(Ints sums, Bytes weights, const int
     Ints products;
     std::memcpy(&products, halves, 64);
     return sums + products;
+#elif defined(TABSTOP_NEON)
+    const int8x16_t inputs = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    int32x4_t quarters[4];
+    for (int i = 0; i < 4; i++) {
+        uint8x16_t own = quarter<uint8x16_t>(weights, i);
+        int8x16_t w = vreinterpretq_s8_u8(BITS == 8 ? veorq_u8(own, vdupq_n_u8(128)) : own);
+        quarters[i] = quarter<int32x4_t>(sums, i);
+#if defined(__ARM_FEATURE_DOTPROD)
+        quarters[i] = vdotq_s32(quarters[i], w, inputs);
+#else
+        int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(inputs)), high = vmull_high_s8(w, inputs);
+        quarters[i] = vaddq_s32(quarters[i], vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+    }
+    return joined<Ints>(quarters);
 #else
     for (int r = 0; r < LANES; r++)
         for (int t = 0; t < 4; t++) sums[r] += (int32_t(weights[4 * r + t]) - (BITS == 8 ? 128 : 0)) * x[t];
@@ -264,6 +343,8 @@ inline void fetch_ahead(const void* place) { __builtin_prefetch(place, 0, 3); }
 inline void relax() {
 #if defined(TABSTOP_AVX512) || defined(TABSTOP_AVX2)
     _mm_pause();
+#elif defined(TABSTOP_NEON)
+    asm volatile("yield");
 #endif
 }
 
