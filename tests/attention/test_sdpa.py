@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tabstop.attention import FusedBackend, Need
-from tabstop.attention.reference import ReferenceAttention
-from tabstop.attention.sdpa import Memory, SdpaAttention, find_runs
+from tabstop.attention.reference import ReferenceAttention, attend, mask_of
+from tabstop.attention.sdpa import Memory, SdpaAttention, attend_batched, find_runs
 from tabstop.cache import CacheKind, CacheSpec
 from tabstop.engine.plan import Copy
 from tabstop.layers.rope import Rotary, rotate
@@ -48,6 +48,20 @@ def test_steps_of_any_lengths_equal_the_reference(
     assert torch.equal(stored(kv), expected_kv)
 
 
+@pytest.mark.parametrize(("length", "is_batched"), [(150, True), (100, False)])
+def test_many_places_are_attended_in_two_products(
+    length: int, is_batched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need, calls = make_need(9, 3, 64), []
+    monkeypatch.setattr("tabstop.attention.sdpa.attend_batched", lambda q, *_: calls.append(len(q)) or q)
+    steps, backend = Steps(need), SdpaAttention(need)
+    kv = backend.allocate(CacheSpec(CacheKind.PAGED, 3, 64), NUM_BLOCKS)
+    for lens in ([length] * 4, [1] * 4):
+        batch, (q, k, v) = steps.next(lens)
+        backend.run(*(each.bfloat16() for each in (q, k, v)), kv, backend.plan(batch), 0.125, None)
+    assert calls == [4] * is_batched
+
+
 @pytest.mark.parametrize("lens", [[1], [50], [1, 1, 1], [20, 1, 3, 3]])
 def test_it_turns_and_stores_at_once(lens: list[int]) -> None:
     need = make_need(6, 2, 64)
@@ -63,6 +77,23 @@ def test_it_turns_and_stores_at_once(lens: list[int]) -> None:
         result = backend.rotate_and_store(qkv.clone(), angles.cos(), angles.sin(), kv, plan)
         assert error(backend.attend(result, kv, plan, 0.125, None).float(), expected) < 1e-2
     assert error(stored(kv).float(), expected_kv.float()) < 1e-2
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 32), (9, 3, 64)])
+def test_rows_of_one_query_are_attended_as_by_the_twin(heads: int, kv_heads: int, dim: int, window: int | None) -> None:
+    """Scores of some 20, gathered and masked as in a step; what is masked is large."""
+    rows, length = 6, 48
+    contexts = torch.tensor([33, 48, 40, 34, 47, 41])
+    gathered = torch.randn(2, kv_heads, rows, length, dim).bfloat16()
+    gathered[:, :, torch.arange(length) >= contexts[:, None]] = 100.0
+    keys, values = gathered.transpose(1, 2)
+    q = 3 * torch.randn(rows, heads, dim).bfloat16()
+    mask = mask_of(contexts[:, None, None, None] - 1, torch.arange(length), window, heads // kv_heads)
+    expected = attend(q.float(), keys.float(), values.float(), mask, dim**-0.5)
+    found = attend_batched(q, keys, values, mask.bfloat16(), dim**-0.5)
+    assert found.shape == expected.shape and error(found.float(), expected) < 2e-2
+    assert error(attend(q, keys, values, mask.bfloat16(), dim**-0.5).float(), expected) < 1e-2
 
 
 def test_copies_of_the_starts_of_blocks() -> None:

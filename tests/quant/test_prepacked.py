@@ -11,8 +11,23 @@ import torch
 
 from tabstop.attention.reference import ReferenceAttention
 from tabstop.kernels.cpu import library
+from tabstop.quant import TensorRead, make_scheme
+from tabstop.quant.encodings import ENCODINGS
 from tabstop.quant.gguf import dequantize
-from tabstop.quant.prepacked import PROBE, Int4Weight, Int8Weight, Probe, Scratch, int4_parts, int8_parts, tried
+from tabstop.quant.prepacked import (
+    HEAD_ROWS,
+    LOGIT_ROWS,
+    PROBE,
+    Int4Weight,
+    Int8Weight,
+    PrepackedScheme,
+    Probe,
+    Scratch,
+    has_integer_products,
+    int4_parts,
+    int8_parts,
+    tried,
+)
 from tests.models.oracle import load, oracle_logits
 from tests.models.paged import PagedRunner
 from tests.quant.test_tiles import error, stored
@@ -60,6 +75,61 @@ def test_many_rows_meet_the_matrix_window_by_window(encoding: str, monkeypatch: 
         expected = weight.many(x)
     monkeypatch.setattr("tabstop.quant.prepacked.WINDOW_VALUES", 48 * 128)
     assert error(weight.many(x).float(), expected.float()) < 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, LOGIT_ROWS, LOGIT_ROWS + 1])
+def test_logits_of_8_bits_are_those_of_the_float_matrix(count: int) -> None:
+    """Nearer than bfloat16 comes, each row by itself: one has an outlier, another is tiny, another is zero."""
+    if not torch.cpu._is_vnni_supported():
+        pytest.skip("this processor adds pairs of products in 16 bits")
+    assert has_integer_products()
+    values, scales = int8_parts(stored("Q8_0", 300, 256))
+    values[5], scales[5] = 0, 0.0  # a token that nobody trained
+    weight = Int8Weight(values, scales)
+    x = torch.randn(count, 256).bfloat16()
+    x[0, 7] = 500.0
+    x[count // 2] *= 1e-20
+    x[count // 3 + 1 : count // 3 + 2] = 0.0
+    expected = x.double() @ (weight.values * weight.scales.double()[:, None]).T
+    found = weight.multiply_wide(x).double()
+    limit = 6e-4 if count <= LOGIT_ROWS else 6e-3
+    assert (found - expected).norm(dim=1).le(limit * expected.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("nonsense", [torch.nan, torch.inf])
+def test_no_nonsense_passes_unseen(nonsense: float) -> None:
+    weight = Int8Weight(*int8_parts(stored("Q8_0", 300, 256)))
+    x = torch.randn(3, 256).bfloat16()
+    x[1, 5] = nonsense
+    assert weight.multiply_wide(x).isfinite().all(1).tolist() == [True, False, True]
+    assert not weight.multiply_wide(x)[1].isfinite().any()
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_kernels_that_saturate_or_are_missing_give_no_logits(is_missing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def saturating(self: Int8Weight, x: torch.Tensor) -> torch.Tensor:
+        if is_missing:
+            raise RuntimeError("no such kernel")
+        return (x.float() @ (self.values * self.scales.float()[:, None]).T).clamp(max=100)
+
+    weight = Int8Weight(*int8_parts(stored("Q8_0", 37, 256)))
+    x = torch.randn(2, 256).bfloat16()
+    monkeypatch.setattr(Int8Weight, "integer_product", saturating)
+    has_integer_products.cache_clear()
+    try:
+        assert not has_integer_products()
+        assert torch.equal(weight.multiply_wide(x), weight.multiply(x, None).float())
+    finally:
+        has_integer_products.cache_clear()
+
+
+def test_a_head_has_room_for_its_second_form() -> None:
+    scheme = PrepackedScheme(make_scheme("gguf"))
+    sizes = [
+        scheme.num_bytes(TensorRead("x", (rows, 64), (slice(0, rows), slice(0, 64))), ENCODINGS["Q8_0"], 2)
+        for rows in (HEAD_ROWS - 1, HEAD_ROWS)
+    ]
+    assert sizes == [64 * (HEAD_ROWS - 1), 64 * HEAD_ROWS * (1 + has_integer_products())]
 
 
 def test_a_probe_finds_wrong_and_missing_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

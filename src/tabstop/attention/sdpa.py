@@ -24,6 +24,8 @@ SPAN = 64
 """Queries of a long row that are attended together: they need not look at what comes after the last of them."""
 RUN_TOKENS = 8
 """Tokens of a run of slots, on average, from which runs are stored one by one."""
+BATCHED_PLACES = 512
+"""Places that rows of one query see together, from which `attend_batched` wins over PyTorch's fused kernel."""
 
 
 class Memory:
@@ -166,7 +168,10 @@ class SdpaAttention:
         """q [R * Q, heads, dim] → the same. how: scale and window."""
         scale, window = how
         keys, values = kv.gather(group.tables, group.rest)
-        return attend(q, keys, values, self._reference.mask(group, window, keys.dtype), scale)
+        mask = self._reference.mask(group, window, keys.dtype)
+        num_places = group.tables.numel() * self.need.block_size
+        is_batched = group.num_queries == 1 and num_places >= BATCHED_PLACES
+        return (attend_batched if is_batched else attend)(q, keys, values, mask, scale)
 
     def _attend_alone(self, q: torch.Tensor, kv: Memory, row: Lone, how: tuple[float, int | None]) -> torch.Tensor:
         """As `_attend_group` for one row."""
@@ -193,6 +198,25 @@ class SdpaAttention:
             mask = mask_of(queries[:, None], places, window, self._reference.num_sharing)
             span.masks[window] = mask.to(self.need.dtype)
         return first, span.masks[window]
+
+
+def attend_batched(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """As `attend`, its twin, for several rows of one query each: two batched products of all heads of all rows.
+
+    PyTorch's fused kernel starts two products of a few queries for each head of each row, which costs twice as much.
+    Scores are rounded to bfloat16 here, once, with their scale and mask (docs/log.md has what that changes).
+    """
+    num_rows, kv_heads, length = keys.shape[:3]
+    num_pairs = kv_heads * num_rows
+    by_head = q.view(num_rows, kv_heads, -1, q.shape[-1]).transpose(0, 1).reshape(num_pairs, -1, q.shape[-1])
+    # As they were gathered: rows of one head follow each other.
+    keys, values = (each.transpose(0, 1).view(num_pairs, length, -1) for each in (keys, values))
+    everywhere = mask.view(1, num_rows, 1, length).expand(kv_heads, -1, -1, -1).reshape(num_pairs, 1, length)
+    scores = torch.baddbmm(everywhere, by_head, keys.transpose(1, 2), alpha=scale)
+    attended = torch.bmm(torch.softmax(scores, -1), values)
+    return attended.view(kv_heads, num_rows, -1, q.shape[-1]).transpose(0, 1).reshape(q.shape)
 
 
 def find_runs(slots: np.ndarray) -> list[tuple[slice, slice]]:

@@ -2,14 +2,17 @@
 
 Blocks of 4 bits (Q4_0, Q4_1, Q4_K) go to its int4 kernel, with a bfloat16 scale and zero for every 32 values; all other
 weights are rounded to 8 bits with one scale a row. Inputs are bfloat16. Those kernels are for few rows; for many, a
-matrix is decoded to bfloat16 window by window and multiplied as such. The twin is the float matrix (`decoded`).
+matrix is decoded to bfloat16 window by window and multiplied as such. Logits of 8 bits go to a third kernel, whose
+inputs are 8 bits, too: each row of inputs is two of them. The twin is the float matrix (`decoded`).
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +31,16 @@ log = logging.getLogger(__name__)
 GROUP = 32
 INT4_ROWS, INT8_ROWS = 56, 4
 """Most rows of inputs for which the packed kernels win over decoding the matrix (benchmarks/RESULTS.md)."""
+LOGIT_ROWS = 48
+"""The same for logits of 8 bits."""
+HEAD_ROWS = 1 << 14
+"""A matrix of so many rows may be a head, which keeps a second form of its 8 bits."""
 NUM_TRIES = 5
 INT4_ENCODINGS = ("Q4_0", "Q4_1", "Q4_K")
+TINY = 1e-30
+"""Instead of 0 as the largest value of a row, which would make NaNs of its zeros."""
+ONE, ZERO = torch.tensor(1.0), torch.tensor(128)
+"""The scale and the zero of bytes that hold integers from -128 on."""
 
 
 class Scratch(threading.local):
@@ -142,6 +153,34 @@ class Int8Weight(PackedWeight):
     def packed(self, x: torch.Tensor) -> torch.Tensor:
         return torch._weight_int8pack_mm(x, self.values, self.scales)
 
+    def multiply_wide(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) <= LOGIT_ROWS and has_integer_products():
+            return self.integer_product(x)
+        return super().multiply_wide(x)
+
+    @functools.cached_property
+    def integers(self) -> object:
+        """What the kernel of `integer_product` takes: the same integers, in an order of its own."""
+        scales, zeros = self.scales.double(), torch.zeros(self.rows, dtype=torch.int64)
+        with warnings.catch_warnings():  # these tensors will go, PyTorch says; then so does this path
+            warnings.simplefilter("ignore", UserWarning)
+            quantized = torch._make_per_channel_quantized_tensor(self.values, scales, zeros, 0)
+        return torch.ops.quantized.linear_prepack(quantized, None)
+
+    def integer_product(self, x: torch.Tensor) -> torch.Tensor:
+        """x bfloat16 [T, columns] → float32 [T, rows].
+
+        The kernel rounds inputs to 8 bits by one scale for all rows, which is too coarse: each row is given twice, as
+        127ths of its own largest value and as 127ths of what those lack. Twice the rows are still half of the time.
+        """
+        wide = x.float()
+        units = torch.linalg.vector_norm(wide, torch.inf, -1, keepdim=True).div_(127).clamp_(min=TINY)
+        wide.div_(units)
+        halves = torch.cat((wide.trunc(), wide.frac().mul_(127)))
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(halves, ONE, ZERO, self.integers)
+        coarse, fine = product.chunk(2)
+        return coarse.add_(fine, alpha=1 / 127).mul_(units)  # type: ignore[no-any-return]
+
     def decoded(self, rows: slice | torch.Tensor) -> torch.Tensor:
         values = self.values[rows]
         return SCRATCH.take(*values.shape)[1].copy_(values).T
@@ -198,10 +237,12 @@ class PrepackedScheme:
         return self.stored_as.reads(part)
 
     def num_bytes(self, read: TensorRead, encoding: Encoding, dtype_bytes: int) -> int:
-        """The int4 kernel's copy and one for decoding; 8 bits else."""
+        """The int4 kernel's copy and one for decoding; 8 bits else, twice where a head may want its other form."""
         if len(read.shape) < 2:
             return read.num_values * dtype_bytes
-        return read.num_values * 5 // 4 if encoding.name in INT4_ENCODINGS else read.num_values
+        if encoding.name in INT4_ENCODINGS:
+            return read.num_values * 5 // 4
+        return read.num_values * (1 + (read.shape[0] >= HEAD_ROWS and has_integer_products()))
 
     def load(self, parts: Sequence[MatrixPart], loading: Loading) -> PackedWeight:
         windows = (stored for part in parts for stored in self._windows(part, loading))
@@ -259,6 +300,19 @@ class Probe:
 
 
 PROBE = Probe()
+
+
+@functools.cache
+def has_integer_products() -> bool:
+    """Whether `Int8Weight.integer_product` is right here: older processors add pairs of products in 16 bits."""
+    weight = Int8Weight(torch.full((64, 64), 127, dtype=torch.int8), torch.full((64,), 0.01))
+    x = torch.rand(4, 64, generator=torch.Generator().manual_seed(0)).add_(1).bfloat16()
+    try:
+        product = weight.integer_product(x)
+    except (AttributeError, RuntimeError):  # no such kernel, or no such pair of forms
+        return False
+    expected = x.float().sum(1, keepdim=True) * 127 * weight.scales.float()
+    return bool((product - expected).norm() <= 1e-3 * expected.norm())
 
 
 def tried(weight: PackedWeight, x: torch.Tensor) -> str | None:
