@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,11 @@ def drawn(folder: Path, attention: str) -> list[list[int]]:
     return [driver.tokens[key, 0] for key in keys]
 
 
-def test_an_engine_reads_a_prefix_once_and_draws_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("windows", [[], ["full_attention", "sliding_attention"]])
+def test_an_engine_reads_a_prefix_once_and_draws_the_same(
+    windows: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where layers with a window follow one without."""
     shared: list[list[int]] = []
 
     def attend(q: torch.Tensor, kv: torch.Tensor, rows: Rows, plan: PrefixPlan, scale: float) -> None:
@@ -46,6 +51,10 @@ def test_an_engine_reads_a_prefix_once_and_draws_the_same(tmp_path: Path, monkey
     attend_prefix = decode.prefix_triton
     monkeypatch.setattr(decode, "prefix_triton", attend)
     monkeypatch.setattr(TritonAttention, "refuse", staticmethod(lambda need: None))
-    folder = tiny_llama(tmp_path, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    folder = tiny_llama(tmp_path, num_hidden_layers=max(1, len(windows)), num_attention_heads=2, num_key_value_heads=1)
+    if windows:
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "ministral", "architectures": ["MinistralForCausalLM"], "hidden_act": "silu"}
+        (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 64, "layer_types": windows}))
     assert drawn(folder, "triton") == drawn(folder, "reference")
     assert [0, 0] + [128] * 16 in [sorted(lens) for lens in shared]

@@ -72,7 +72,7 @@ def attend(heads: tuple[int, int, int]) -> None:
     q, kv = values(64, num_heads, dim), values(8, 2, num_kv_heads, 16, dim)
     qkv, angles = values(64, (num_heads + 2 * num_kv_heads) * dim), values(64, 1, dim // 2)
     rope_store.rotate_and_store_triton(qkv, angles, angles, kv, values(64, dtype=torch.int64))
-    sharing = Sharing(counts[:-1], values(15, prefix.width_of(num_heads // num_kv_heads), dtype=torch.int32))
+    sharing = Sharing(counts[:-1], values(15, prefix.width_of(num_heads // num_kv_heads, q.dtype), dtype=torch.int32))
     for num_rows, shared in ((1, None), (63, None), (1, sharing), (63, sharing)):
         before = prefix.plan_prefix(shared, heads, q) if shared else None
         plan = decode.plan_decode(num_rows, heads, decode.longest_rows(num_heads // num_kv_heads)[0], 4096, q, before)
@@ -95,7 +95,7 @@ def others() -> None:
     feed.known_ids_triton(ids, ids)
     floats, logits = values(4, dtype=torch.float32), values(4, 32256, dtype=torch.float32)
     sample.draw_triton(logits, floats, floats)
-    likeliest.keep_triton(logits, ids, floats, values(4, dtype=torch.int32), floats)
+    likeliest.keep_triton(logits, ids, floats, values(4, dtype=torch.int32), floats.double())
     copy_blocks.copy_blocks_triton(values(8, 2, 4, 16, 128), ids, values(3, 3, dtype=torch.int32))
 
 

@@ -126,12 +126,13 @@ def decode_sharing(
     """Rows with one query each, and padding behind them; num_splits: of prefixes, of what is behind them."""
     lens = [1 if context else 0 for context in contexts]
     heads = (shape.heads, shape.kv_heads, shape.dim)
-    width = width_of(shape.heads // shape.kv_heads)
+    width = width_of(shape.heads // shape.kv_heads, shape.dtype)
     q, kv, rows = make_rows(shape, lens, contexts)
     prefix = plan_prefix(share(kv, rows, groups, width), heads, kv)
     assert prefix is not None
     poison = poisoned(num_splits[0], len(contexts), shape.heads, shape.dim)
-    prefix = replace(prefix, num_splits=num_splits[0], partial=poison, weights=poison[..., 0].contiguous())
+    weights = poison[..., 0].contiguous()
+    prefix = replace(prefix, num_splits=num_splits[0], min_tiles=1, partial=poison, weights=weights)
     plan = plan_decode(len(contexts), heads, 1, 32 * num_splits[1], kv, prefix)
     plan = replace(plan, launch=Launch(32, 4, 3)) if num_splits[1] == 1 else plan
     result = poisoned(*q.shape, dtype=q.dtype)
@@ -142,12 +143,14 @@ def decode_sharing(
     assert prefix.partial[:, [row for row in range(len(contexts)) if row not in sharers]].isnan().all()
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (7, 1), (8, 2)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dtype"), [(2, 2, torch.float32), (8, 2, torch.float32), (7, 1, HALVES[0])]
+)
 @pytest.mark.parametrize("num_splits", [(1, 1), (2, 1), (3, 2), (8, 3)])
-def test_rows_that_share_prefixes(heads: int, kv_heads: int, num_splits: tuple[int, int]) -> None:
+def test_rows_that_share_prefixes(heads: int, kv_heads: int, dtype: torch.dtype, num_splits: tuple[int, int]) -> None:
     contexts = [129, 200, 257, 193, 140, 300, 0, 129, 150, 60, 130, 131, 132, 133, 0, 1]
     groups = [([0, 4, 7, 8, 10, 11, 12, 13], 128), ([1, 2, 3, 5], 192)]
-    decode_sharing(Shape(heads, kv_heads, 16), contexts, groups, num_splits)
+    decode_sharing(Shape(heads, kv_heads, 16, dtype=dtype), contexts, groups, num_splits)
 
 
 @pytest.mark.parametrize("dim", [24, 128, 256])

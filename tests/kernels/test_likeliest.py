@@ -1,4 +1,4 @@
-"""Top-k and top-p by halving, against the twin that sorts."""
+"""Top-k and top-p by quartering, against the twin that sorts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.sampling.test_likeliest import batch_of, random_parameters
 
 
 @pytest.mark.parametrize(("kind", "vocab"), [("random", 300), ("ties", 250), ("flat", 128), ("few allowed", 130)])
-def test_halving_keeps_what_sorting_keeps(kind: str, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quartering_keeps_what_sorting_keeps(kind: str, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likeliest, "CHUNK", 128)  # so that a row has several
     generator, num_rows = np.random.default_rng(7), 8
     logits = torch.from_numpy(generator.normal(size=(num_rows, vocab)).astype(np.float32)) * 2

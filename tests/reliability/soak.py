@@ -61,6 +61,7 @@ class Soak:
     tally: Tally = field(default_factory=Tally)
     samples: list[Sample] = field(default_factory=list)
     load: list[float] = field(default_factory=list)  # of the whole machine, one a sample
+    most_open: list[int] = field(default_factory=lambda: [0])  # requests at once, up to each sample since the last
 
     def run(self, seed: int = 0) -> None:
         asyncio.run(self._run(random.Random(seed)))
@@ -75,6 +76,7 @@ class Soak:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             task = asyncio.create_task(self._ask(generator))
             tasks.add(task)
+            self.most_open[-1] = max(self.most_open[-1], len(tasks))
             task.add_done_callback(tasks.discard)
         await asyncio.gather(*tasks)
         sampling.cancel()
@@ -88,6 +90,7 @@ class Soak:
         while True:
             self.samples.append(await asyncio.to_thread(take_sample, self.server, start))
             self.load.append(psutil.getloadavg()[0])
+            self.most_open.append(0)
             await asyncio.sleep(SAMPLE_SECONDS)
 
     # ---- what it shows
@@ -120,6 +123,9 @@ class Soak:
         first, last = self.samples[min(4, len(self.samples) - 1)], self.samples[-1]
         lines.append(f"memory {grown}; open files {first.num_descriptors} → {last.num_descriptors}")
         lines.append(f"threads {first.num_threads} → {last.num_threads}; slots of the pool always {last.num_slots:.0f}")
+        quarter = len(self.samples) // 4 + 1
+        open_early, open_late = max(self.most_open[:quarter]), max(self.most_open[quarter:], default=0)
+        lines.append(f"most requests open at once: {open_early} in the first quarter, {open_late} later")
         lines.append(f"load of the machine {min(self.load):.1f} to {max(self.load):.1f}")
         return "\n".join(lines)
 

@@ -51,7 +51,7 @@ class TritonAttention:
     def __init__(self, need: Need) -> None:
         self.need = need
         self.heads = (need.num_heads, need.num_kv_heads, need.head_dim)
-        self.sharing_width = 0 if need.window else width_of(need.num_heads // need.num_kv_heads)
+        self.sharing_width = 0 if need.window else width_of(need.num_heads // need.num_kv_heads, need.kv_dtype)
 
     def allocate(self, spec: CacheSpec, num_blocks: int) -> torch.Tensor:
         assert spec.kind is CacheKind.PAGED

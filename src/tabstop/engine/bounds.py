@@ -44,8 +44,7 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
     allowed = set(sampling.allowed_token_ids).difference(run[0] for run in sampling.banned if len(run) == 1)
     if sampling.allowed_token_ids and not allowed:
         raise InputError("every one of allowed_token_ids is banned", param="allowed_token_ids")
-    for name in ("logprobs", "prompt_logprobs"):
-        count = getattr(sampling, f"num_{name}")
+    for name, count in (("logprobs", sampling.num_logprobs), ("prompt_logprobs", sampling.num_prompt_logprobs)):
         if count is not None and not 0 <= count <= MAX_LOGPROBS:
             raise InputError(f"{name} is {count}; it must be 0 to {MAX_LOGPROBS}", param=name)
 

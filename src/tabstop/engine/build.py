@@ -53,7 +53,11 @@ def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -
     if isinstance(model, CompiledDecoder):
         torch.set_num_threads(1)  # what is left for torch is small, and its waiting threads would take ours' cores
     if sizes.device == "cuda":
-        sizes = replace(sizes, num_blocks=measure_num_blocks(model, attention, config, sizes, account))
+        if config.cuda_graphs:
+            with account.time("kernels"):
+                compile_kernels(model, attention, sizes)
+        with account.time("measuring"):
+            sizes = replace(sizes, num_blocks=measure_num_blocks(model, attention, config, sizes))
     with account.book("KV cache"):
         worker = make_worker(model, attention, sizes, sizes.num_blocks)
     if sizes.device == "cuda":
@@ -141,21 +145,23 @@ def make_worker(model: Model, attention: AttentionBackend, sizes: FitReport, num
     return Worker(model, attention, kv, state)
 
 
-def measure_num_blocks(
-    model: Model, attention: AttentionBackend, config: EngineConfig, sizes: FitReport, account: StartAccount
-) -> int:
+def compile_kernels(model: Model, attention: AttentionBackend, sizes: FitReport) -> None:
+    """Those of a GPU's graphs, by all cores."""
+    worker = make_worker(model, attention, sizes, -(-sizes.max_num_batched_tokens // sizes.block_size))
+    worker.compile_kernels(sizes.max_num_batched_tokens, num_cores())
+    del worker
+    torch.cuda.empty_cache()
+
+
+def measure_num_blocks(model: Model, attention: AttentionBackend, config: EngineConfig, sizes: FitReport) -> int:
     """Blocks that a GPU's memory holds beside the weights and the largest step, which runs once to be measured."""
     if config.num_kv_blocks is not None or config.kv_memory is not None:
         return sizes.num_blocks
     needed = -(-sizes.max_num_batched_tokens // config.block_size)
     worker = make_worker(model, attention, sizes, needed)
+    step_bytes = worker.measure_peak(sizes.max_num_batched_tokens)
     if config.cuda_graphs:
-        with account.time("kernels"):
-            worker.compile_kernels(sizes.max_num_batched_tokens, num_cores())
-    with account.time("measuring"):
-        step_bytes = worker.measure_peak(sizes.max_num_batched_tokens)
-        if config.cuda_graphs:
-            step_bytes += worker.measure_graphs(sizes.max_num_batched_tokens)
+        step_bytes += worker.measure_graphs(sizes.max_num_batched_tokens)
     del worker
     torch.cuda.empty_cache()
     free = free_bytes(sizes.device, config.gpu_memory_utilization) - step_bytes

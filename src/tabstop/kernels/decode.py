@@ -1,10 +1,10 @@
 """Attention of rows with few new tokens (decoding, drafts) over paged KV memory, long contexts split among programs.
 
 One program attends all queries of a row that share a KV head, packed into one tile (queries × group, at least 16), to
-one split of the row's context; splits are merged by their log-sum-exp (flash decoding; Dao et al., 2023). The grid
-depends on counts given by the host, everything else is read on the device, so a CUDA graph may replay a launch with
-any rows that fit. Block ids are loaded one tile ahead: an id that is loaded where it is used would leave a single tile
-of keys in flight.
+one split of the row's context, or of what of it kernels/prefix.py has not attended before; splits are merged by their
+log-sum-exp (flash decoding; Dao et al., 2023). The grid depends on counts given by the host, everything else is read on
+the device, so a CUDA graph may replay a launch with any rows that fit. Block ids are loaded one tile ahead: an id that
+is loaded where it is used would leave a single tile of keys in flight.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from tabstop.kernels.attention import LOG2_E, UNIT, Launch, Rows, View, fold, load_ids, load_tile
 from tabstop.kernels.language import ceil_div, early, follow, jit, next_power_of_2, tl
-from tabstop.kernels.prefix import PrefixPlan, num_splits_of_prefix, prefix_triton, softmax_of_prefix
+from tabstop.kernels.prefix import NOTHING_FOUND, PrefixPlan, num_splits_of, prefix_triton, softmax_of_prefix
 
 MAX_QUERIES = 8  # of a row, by this kernel; fewer where a KV head serves many query heads
 NARROW, WIDE = 16, 64  # rows of a packed tile
@@ -77,10 +77,10 @@ def decode_triton(
     assert q.is_contiguous() and result.is_contiguous() and kv.is_contiguous()
     splits, launch = plan.num_splits > 1, plan.launch
     assert plan.packed >= plan.max_queries * group
-    prefix = plan.prefix
-    shared = (None, None, None, 1) if prefix is None else prefix.found
+    prefix = plan.prefix if view.window is None else None  # layers with and without windows share a plan
+    shared = NOTHING_FOUND if prefix is None else prefix.found
     if prefix is not None:
-        assert view.window is None and plan.packed > 1
+        assert plan.packed > 1 and UNIT % launch.tile == 0
         prefix_triton(q, kv, rows, prefix, view.scale)
     sizes = (group, dim, next_power_of_2(dim), block_size, plan.packed, launch.tile, view.window or 0, splits, UNIT)
     pointers = (q, kv, result, plan.partial, plan.weights, *shared, rows.starts, rows.contexts, rows.tables)
@@ -116,7 +116,7 @@ def share_of_split(
     return first, end, tl.cdiv(end - first, num_splits)
 
 
-@jit("max_queries", "stride_table", "prefix_splits")
+@jit("max_queries", "stride_table", "prefix_splits", "min_tiles")
 def decode_kernel(
     q: tl.tensor,
     kv: tl.tensor,
@@ -127,6 +127,7 @@ def decode_kernel(
     prefix_partial: tl.tensor,
     prefix_weights: tl.tensor,
     prefix_splits: tl.tensor,
+    min_tiles: tl.tensor,
     starts: tl.tensor,
     contexts: tl.tensor,
     tables: tl.tensor,
@@ -170,8 +171,8 @@ def decode_kernel(
     stride_split = tl.num_programs(1) * tl.num_programs(0) * GROUP
     top, total, sums = start_softmax(
         prefix_partial, prefix_weights, (row * tl.num_programs(0) + head) * GROUP + packed, stride_split,
-        tl.where(split == 0, num_splits_of_prefix(before, prefix_splits, UNIT), 0), (query < num_queries)[:, None],
-        PACKED, TILE, DIM, BLOCK_DIM,
+        tl.where(split == 0, num_splits_of(before // UNIT, prefix_splits, min_tiles), 0),
+        (query < num_queries)[:, None], PACKED, TILE, DIM, BLOCK_DIM,
     )  # fmt: skip
     top, total, sums = attend_tiles(
         top, total, sums, queries, kv + head * BLOCK_SIZE * DIM, tables + row.to(tl.int64) * stride_table,

@@ -52,15 +52,22 @@ def _kernel_class() -> type:
 def rehearsal(num_threads: int) -> Iterator[None]:
     """Kernels that are launched in it are compiled, side by side, and not run: what they would write is arbitrary.
 
-    Compiling one takes a core 0.1 to 0.6 s, most of it outside of Python. Errors are left to the launch that needs it.
+    Compiling one takes a core 0.1 to 0.6 s, most of it outside of Python, and what launches it, C of its own for every
+    signature, another 0.2. Errors are left to the launch that needs it.
     """
-    from triton.runtime._async_compile import AsyncCompileMode
+    from triton.runtime import _async_compile, driver
 
     token = _is_rehearsal.set(True)
     try:
-        with ThreadPoolExecutor(num_threads) as threads, AsyncCompileMode(threads, ignore_errors=True):
-            yield
+        with ThreadPoolExecutor(num_threads) as threads:
+            with _async_compile.AsyncCompileMode(threads, ignore_errors=True) as mode:
+                yield
+            compiled = [each.kernel for each in mode.future_kernels.values() if each.kernel is not None]
+            launcher = getattr(driver.active, "launcher_cls", None)  # keeps what it compiles on the disk
+            if launcher is not None:
+                list(threads.map(lambda kernel: launcher(kernel.src, kernel.metadata), compiled))
     finally:
+        _async_compile.active_mode.set(None)  # an error on its way out leaves it
         _is_rehearsal.reset(token)
 
 

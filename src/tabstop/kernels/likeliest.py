@@ -20,8 +20,8 @@ def keep_triton(
 ) -> None:
     """Sets what is not kept of those rows to -inf, in place.
 
-    logits float32 [R, vocab]; rows int64 [N]; temperature (> 0) and top_p float32 [N]; top_k int32 [N], `vocab` for no
-    limit.
+    logits float32 [R, vocab]; rows int64 [N]; temperature (> 0) float32 and top_p float64 [N]; top_k int32 [N], `vocab`
+    for no limit.
     """
     vocab = logits.shape[1]
     assert logits.dtype == torch.float32 and logits.stride(1) == 1

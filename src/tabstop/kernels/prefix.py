@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from tabstop.kernels.attention import LOG2_E, UNIT, Launch, Rows, Sharing, fold, load_ids, load_tile
-from tabstop.kernels.language import ceil_div, early, follow, jit, next_power_of_2, tl
+from tabstop.kernels.language import early, follow, jit, next_power_of_2, tl
 
-PACKED = 64  # rows of a program's tile: sharing rows × group
+PACKED, PACKED_WIDE = 64, 16  # rows of a program's tile (sharing rows × group); of float32, which fills registers
 MIN_WIDTH = 4  # sharing rows of a tile, below which nothing is won
 MIN_ROWS = 16  # of a launch
-ENOUGH_PROGRAMS = 132
 MAX_SPLITS = 8
+MIN_TILES = 4  # of a split
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +27,31 @@ class PrefixPlan:
     """A launch's counts, and what it leaves for each row; made once a step."""
 
     sharing: Sharing
-    num_splits: int
+    packed: int
+    num_splits: int  # at most
+    min_tiles: int  # of a split: a short prefix has fewer splits
     launch: Launch
     partial: torch.Tensor  # float32 [splits, R, heads, dim]
     weights: torch.Tensor  # float32 [splits, R, heads]: log2 of the sum of exponentials
 
     @property
-    def found(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    def found(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
         """What the decoding kernel begins with."""
-        return self.sharing.lens, self.partial, self.weights, self.num_splits
+        return self.sharing.lens, self.partial, self.weights, self.num_splits, self.min_tiles
 
 
-def width_of(group: int) -> int:
+NOTHING_FOUND = (None, None, None, 1, 1)
+"""PrefixPlan.found where there is no plan."""
+
+
+def width_of(group: int, dtype: torch.dtype) -> int:
     """Rows that a tile attends at once, where so many heads share a KV head; 0: too few to be worth it."""
-    return PACKED // group if PACKED // group >= MIN_WIDTH else 0
+    width = packed_of(dtype) // group
+    return width if width >= MIN_WIDTH else 0
+
+
+def packed_of(dtype: torch.dtype) -> int:
+    return PACKED if dtype.itemsize <= 2 else PACKED_WIDE
 
 
 def plan_prefix(sharing: Sharing, heads: tuple[int, int, int], like: torch.Tensor) -> PrefixPlan | None:
@@ -48,15 +59,16 @@ def plan_prefix(sharing: Sharing, heads: tuple[int, int, int], like: torch.Tenso
 
     None where a launch has so few rows that its own cost is more than what it could save.
     """
-    num_heads, num_kv_heads, dim = heads
+    num_heads, _, dim = heads
     num_rows = len(sharing.lens)
     if num_rows < MIN_ROWS:
         return None
-    full_tiles = ceil_div(num_rows, sharing.tiles.shape[1])
-    num_splits = min(ceil_div(ENOUGH_PROGRAMS, full_tiles * num_kv_heads), MAX_SPLITS)
+    # Few rows of many may share something long: splits must not be counted by the rows. What they leave takes memory.
+    num_splits = MAX_SPLITS if num_rows <= 256 else MAX_SPLITS // 2
     launch = Launch(UNIT, num_warps=4, num_stages=max(1, min(3, 768 // (dim * like.element_size()))))
     partial = like.new_empty(num_splits, num_rows, num_heads, dim, dtype=torch.float32)
-    return PrefixPlan(sharing, num_splits, launch, partial, partial.new_empty(partial.shape[:3]))
+    weights = partial.new_empty(partial.shape[:3])
+    return PrefixPlan(sharing, packed_of(like.dtype), num_splits, MIN_TILES, launch, partial, weights)
 
 
 def prefix_triton(q: torch.Tensor, kv: torch.Tensor, rows: Rows, plan: PrefixPlan, scale: float) -> None:
@@ -64,16 +76,17 @@ def prefix_triton(q: torch.Tensor, kv: torch.Tensor, rows: Rows, plan: PrefixPla
     num_heads, dim = q.shape[1:]
     num_kv_heads, block_size = kv.shape[2:4]
     group, tiles, launch = num_heads // num_kv_heads, plan.sharing.tiles, plan.launch
-    assert tiles.is_contiguous() and tiles.shape[1] * group <= PACKED
+    assert tiles.is_contiguous() and tiles.shape[1] * group <= plan.packed
+    assert launch.tile == UNIT, "the decoding kernel counts splits by it"
     pointers = (q, kv, plan.partial, plan.weights, plan.sharing.lens, tiles, rows.starts, rows.tables)
     grid = (num_kv_heads, len(tiles), plan.num_splits)
-    counts = (scale * LOG2_E, rows.tables.stride(0), len(rows.contexts))
-    sizes = (tiles.shape[1], group, dim, next_power_of_2(dim), block_size, PACKED, launch.tile)
+    counts = (scale * LOG2_E, rows.tables.stride(0), len(rows.contexts), plan.min_tiles)
+    sizes = (tiles.shape[1], group, dim, next_power_of_2(dim), block_size, plan.packed, launch.tile)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     prefix_kernel[grid](*pointers, *counts, *sizes, **options, **early(q))
 
 
-@jit("stride_table", "num_rows")
+@jit("stride_table", "num_rows", "min_tiles")
 def prefix_kernel(
     q: tl.tensor,
     kv: tl.tensor,
@@ -86,6 +99,7 @@ def prefix_kernel(
     scale: tl.tensor,
     stride_table: tl.tensor,
     num_rows: tl.tensor,
+    min_tiles: tl.tensor,
     WIDTH: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -101,7 +115,9 @@ def prefix_kernel(
     leader = tl.load(tiles + tile * WIDTH)
     if leader < 0:
         return
-    begin, end = split_of_prefix(tl.load(lens + leader), split, tl.num_programs(2), TILE)
+    num_tiles = tl.load(lens + leader) // TILE
+    share = tiles_a_split(num_tiles, tl.num_programs(2), min_tiles)
+    begin, end = split * share, tl.minimum(split * share + share, num_tiles)
     if begin >= end:
         return
     packed = tl.arange(0, PACKED)
@@ -134,20 +150,15 @@ def prefix_kernel(
 
 
 @jit()
-def split_of_prefix(
-    length: tl.tensor, split: tl.tensor, num_splits: tl.tensor, TILE: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor]:
-    """(first tile, end of tiles) of a split; none where there are fewer tiles than splits."""
-    num_tiles = length // TILE
-    share = tl.cdiv(num_tiles, num_splits)
-    return split * share, tl.minimum(split * share + share, num_tiles)
+def tiles_a_split(num_tiles: tl.tensor, num_splits: tl.tensor, min_tiles: tl.tensor) -> tl.tensor:
+    """Of a prefix; the last split may have fewer, and there may be fewer splits."""
+    return tl.maximum(tl.cdiv(num_tiles, num_splits), min_tiles)
 
 
 @jit()
-def num_splits_of_prefix(length: tl.tensor, num_splits: tl.tensor, TILE: tl.constexpr) -> tl.tensor:
-    """Those that have tiles."""
-    num_tiles = length // TILE
-    return tl.cdiv(num_tiles, tl.maximum(tl.cdiv(num_tiles, num_splits), 1))
+def num_splits_of(num_tiles: tl.tensor, num_splits: tl.tensor, min_tiles: tl.tensor) -> tl.tensor:
+    """Those of a prefix that have tiles."""
+    return tl.cdiv(num_tiles, tiles_a_split(num_tiles, num_splits, min_tiles))
 
 
 @jit()

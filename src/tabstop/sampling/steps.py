@@ -1,7 +1,7 @@
 """The steps of a sampler: which rows need one, and how it changes their logits.
 
-Each sees only the rows that need it, at most ROWS_AT_ONCE of them, and gives logits of the same shape. None waits for
-the device: no `.item()`, no indexing by masks that are there.
+Each sees only the rows that need it, at most ROWS_AT_ONCE of them (or, in place on a card, all), and gives logits of
+the same shape. None waits for the device: no `.item()`, no indexing by masks that are there.
 """
 
 from __future__ import annotations

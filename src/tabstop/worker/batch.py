@@ -100,7 +100,7 @@ class Buffer:
         }
         if shape.sharing_width:
             tiles = sharing.max_tiles(rows, shape.sharing_width) * shape.sharing_width
-            counts[torch.int32] |= {"shared": rows, "tiles": tiles}
+            counts[torch.int32] |= {"sharing_lens": rows, "sharing_tiles": tiles}
         self._places, num_bytes = _places(counts)
         self._host = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=device.type != "cpu")
         self._device = self._host if device.type == "cpu" else torch.zeros(num_bytes, dtype=torch.uint8, device=device)
@@ -111,8 +111,8 @@ class Buffer:
     def _views(self, memory: Tensor) -> dict[str, Tensor]:
         views = {name: memory[place].view(dtype) for name, (place, dtype) in self._places.items()}
         views["tables"] = views["tables"].view(self.shape.num_rows, self.shape.num_blocks)
-        if "tiles" in views:
-            views["tiles"] = views["tiles"].view(-1, self.shape.sharing_width)
+        if "sharing_tiles" in views:
+            views["sharing_tiles"] = views["sharing_tiles"].view(-1, self.shape.sharing_width)
         return views
 
     def wait(self) -> None:
@@ -179,10 +179,10 @@ class SlotState:
         _pad(host["ids"], ids, 0)
         draws = np.array([row.sample for row in plan.rows])
         self._fill_rows(host, slots, contexts, ends)
-        if "shared" in host:
+        if "sharing_lens" in host:
             tables = host["tables"][: len(slots)]
             stored = np.where(lens == 1, starts, 0)
-            sharing.find_sharing(tables, stored, self.block_size, host["shared"], host["tiles"])
+            sharing.find_sharing(tables, stored, self.block_size, host["sharing_lens"], host["sharing_tiles"])
         _pad(host["slots"], np.where(draws, slots, self.no_slot), self.no_slot)
         if numbers is not None:
             host["temperature"][: len(slots)], host["uniform"][: len(slots)] = numbers(slots, contexts)
@@ -242,7 +242,7 @@ def _inputs(
             contexts=device["contexts"],
             block_tables=device["tables"],
             kv_slots=device["kv_slots"],
-            sharing=Sharing(device["shared"], device["tiles"]) if "shared" in device else None,
+            sharing=Sharing(device["sharing_lens"], device["sharing_tiles"]) if "sharing_lens" in device else None,
         ),
     )
 

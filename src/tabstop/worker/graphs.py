@@ -20,7 +20,7 @@ from tabstop.worker.batch import Buffer, Drawing, Numbers, Shape, SlotState, Ste
 DECODING = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 896, 1024)
 """Numbers of rows of one token each; up to a sixth of a step's rows may be padding."""
 
-REHEARSED = (1, 2, 4, 8, 16, 32, 64)
+REHEARSED = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Of them, those whose kernels differ: few rows split their contexts, and multiply by vectors."""
 
 MIXED = (16, 32, 64, 128, 192, 256, 288, 320, 384, 512, 576, 640, 768, 896, 1024, 1536, 2048)

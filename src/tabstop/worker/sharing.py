@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from tabstop.kernels.attention import UNIT
 
-MIN_SHARED = 128
-"""Positions, below which a prefix is not worth a launch's work."""
+DEPTHS = tuple(128 << n for n in reversed(range(11)))
+"""Positions at which rows are looked at: those that share much are found before those that share less, to whom they
+would also belong. A prefix shorter than the last is not worth a launch's work."""
 
 MIN_SHARERS = 4
-"""Rows, likewise."""
+"""Rows, below which nothing is won."""
 
 SPARE_TILES = 8
 """Tiles beside those that all rows fill: groups leave their last tile partly empty."""
@@ -21,38 +24,58 @@ def max_tiles(num_rows: int, width: int) -> int:
     return -(-num_rows // width) + SPARE_TILES
 
 
-def find_sharing(
-    tables: np.ndarray, stored: np.ndarray, block_size: int, shared: np.ndarray, tiles: np.ndarray
-) -> None:
-    """Fills `shared` and `tiles` as kernels.attention.Sharing has them; what they have beyond R rows says nothing.
+def find_sharing(tables: np.ndarray, stored: np.ndarray, block_size: int, lens: np.ndarray, tiles: np.ndarray) -> None:
+    """Fills `lens` and `tiles` as kernels.attention.Sharing has them; beyond R rows nobody shares.
 
     tables int32 [R, blocks] · stored int [R]: tokens in them before this step, 0 for rows that shall not share. Rows
-    are grouped by the block that ends the shortest prefix worth sharing; what a group shares is what all of it share,
-    and large groups come first where tiles run out.
+    have a block in common only if all before it is the same, too (cache/blocks.py), so one block tells of a prefix.
+    Where tiles run out, small groups that share little go without.
     """
-    shared.fill(0)
+    lens.fill(0)
     tiles.fill(-1)
-    rows = np.flatnonzero(stored >= MIN_SHARED)
+    left = np.flatnonzero(stored >= DEPTHS[-1])
+    if not any(True for _ in _groups(tables, left, _column(DEPTHS[-1], block_size))):
+        return
+    num_used, width = 0, tiles.shape[1]
+    for depth in DEPTHS:
+        for members in _groups(tables, left[stored[left] >= depth], _column(depth, block_size)):
+            taken = members[: (len(tiles) - num_used) * width]
+            if len(taken) > width and len(taken) % width < MIN_SHARERS:
+                taken = taken[: len(taken) // width * width]  # a tile for the rest would cost more than it saves
+            lens[taken] = _common_length(tables, taken, (depth, int(stored[taken].min())), block_size)
+            num_tiles = -(-len(taken) // width)
+            tiles[num_used : num_used + num_tiles].reshape(-1)[: len(taken)] = taken
+            num_used += num_tiles
+            if num_used == len(tiles):
+                return
+        left = left[lens[left] == 0]
+
+
+def _column(length: int, block_size: int) -> int:
+    """That of the block in which a prefix of this length ends."""
+    return (length - 1) // block_size
+
+
+def _groups(tables: np.ndarray, rows: np.ndarray, column: int) -> Iterator[np.ndarray]:
+    """Those of the rows that have one block there, MIN_SHARERS or more, the largest group first; rows in order."""
     if len(rows) < MIN_SHARERS:
         return
-    ends = tables[rows, -(-MIN_SHARED // block_size) - 1]
-    _, group_of, counts = np.unique(ends, return_inverse=True, return_counts=True)
-    num_used, width = 0, tiles.shape[1]
-    for group in np.argsort(-counts, kind="stable").tolist():
-        if counts[group] < MIN_SHARERS:
+    blocks = tables[rows, column]
+    order = np.argsort(blocks, kind="stable")
+    blocks, rows = blocks[order], rows[order]
+    starts = np.flatnonzero(np.diff(blocks, prepend=blocks[0] - 1))
+    sizes = np.diff(starts, append=len(rows))
+    for group in np.argsort(-sizes, kind="stable").tolist():
+        if sizes[group] < MIN_SHARERS:
             return
-        members = rows[group_of == group]
-        length = _shared_length(tables[members], int(stored[members].min()), block_size)
-        num_tiles = -(-len(members) // width)
-        if length < MIN_SHARED or num_used + num_tiles > len(tiles):
-            continue
-        shared[members] = length
-        tiles[num_used : num_used + num_tiles].reshape(-1)[: len(members)] = members
-        num_used += num_tiles
+        yield rows[starts[group] : starts[group] + sizes[group]]
 
 
-def _shared_length(tables: np.ndarray, shortest: int, block_size: int) -> int:
-    """Positions, a multiple of UNIT and at most `shortest`, in the blocks that all tables begin with."""
-    same = (tables[:, : shortest // block_size] == tables[0, : shortest // block_size]).all(0)
-    num_blocks = len(same) if same.all() else int(same.argmin())
-    return num_blocks * block_size // UNIT * UNIT
+def _common_length(tables: np.ndarray, rows: np.ndarray, bounds: tuple[int, int], block_size: int) -> int:
+    """Positions, a multiple of UNIT, that all rows have in common: within the bounds."""
+    first, last = (_column(bound, block_size) for bound in bounds)
+    while first < last:  # the last column in which all have one block
+        middle = (first + last + 1) // 2
+        blocks = tables[rows, middle]
+        first, last = (middle, last) if (blocks == blocks[0]).all() else (first, middle - 1)
+    return min((first + 1) * block_size, bounds[1]) // UNIT * UNIT

@@ -17,6 +17,7 @@ from tabstop.attention import AttentionBackend
 from tabstop.engine.plan import NO_TOKEN, Admission, Copy, LateInputs, Row, StepPlan, StepResult, TableUpdate
 from tabstop.kernels import feed
 from tabstop.kernels.language import rehearsal
+from tabstop.kernels.likeliest import keep_triton
 from tabstop.kernels.sample import draw
 from tabstop.models import Model, StepContext
 from tabstop.sampling.logprobs import Reported, report
@@ -110,10 +111,14 @@ class Worker:
             log.warning("kernels are compiled one after the other, since this went wrong", exc_info=True)
 
     def _rehearse(self, inputs: StepInputs) -> None:
-        """As `_step`, but nothing depends on tokens that a kernel did not draw."""
+        """As `_step`, and top-p, but no index depends on what a kernel did not compute; the results are of no use."""
         feed.known_ids(inputs.ids, self.state.last_ids)
         inputs.has_unknown = False
-        draw(self.model.logits(self._hidden(inputs)[inputs.last_tokens]), inputs.temperature, inputs.uniform)
+        logits = self.model.logits(self._hidden(inputs)[inputs.last_tokens])
+        draw(logits, inputs.temperature, inputs.uniform)
+        top_k, top_p = inputs.temperature.int(), inputs.temperature.double()
+        keep_triton(logits, inputs.slots, inputs.temperature, top_k, top_p)
+        self.attention.copy(self.kv, [Copy(0, 1, 1)])
 
     @torch.inference_mode()
     def measure_graphs(self, num_tokens: int) -> int:
