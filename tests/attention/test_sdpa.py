@@ -48,11 +48,12 @@ def test_steps_of_any_lengths_equal_the_reference(
     assert torch.equal(stored(kv), expected_kv)
 
 
-@pytest.mark.parametrize(("length", "is_batched"), [(150, True), (100, False)])
+@pytest.mark.parametrize(("length", "has_products", "is_batched"), [(260, 1, True), (200, 1, False), (260, 0, False)])
 def test_many_places_are_attended_in_two_products(
-    length: int, is_batched: bool, monkeypatch: pytest.MonkeyPatch
+    length: int, has_products: int, is_batched: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need, calls = make_need(9, 3, 64), []
+    monkeypatch.setattr("tabstop.attention.sdpa.has_batched_products", lambda: bool(has_products))
     monkeypatch.setattr("tabstop.attention.sdpa.attend_batched", lambda q, *_: calls.append(len(q)) or q)
     steps, backend = Steps(need), SdpaAttention(need)
     kv = backend.allocate(CacheSpec(CacheKind.PAGED, 3, 64), NUM_BLOCKS)

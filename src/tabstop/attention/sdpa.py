@@ -7,6 +7,7 @@ queries see. Short rows of equal length go together, blocks gathered, as in the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ SPAN = 64
 """Queries of a long row that are attended together: they need not look at what comes after the last of them."""
 RUN_TOKENS = 8
 """Tokens of a run of slots, on average, from which runs are stored one by one."""
-BATCHED_PLACES = 512
+BATCHED_PLACES = 1024
 """Places that rows of one query see together, from which `attend_batched` wins over PyTorch's fused kernel."""
 
 
@@ -170,7 +171,7 @@ class SdpaAttention:
         keys, values = kv.gather(group.tables, group.rest)
         mask = self._reference.mask(group, window, keys.dtype)
         num_places = group.tables.numel() * self.need.block_size
-        is_batched = group.num_queries == 1 and num_places >= BATCHED_PLACES
+        is_batched = group.num_queries == 1 and num_places >= BATCHED_PLACES and has_batched_products()
         return (attend_batched if is_batched else attend)(q, keys, values, mask, scale)
 
     def _attend_alone(self, q: torch.Tensor, kv: Memory, row: Lone, how: tuple[float, int | None]) -> torch.Tensor:
@@ -198,6 +199,13 @@ class SdpaAttention:
             mask = mask_of(queries[:, None], places, window, self._reference.num_sharing)
             span.masks[window] = mask.to(self.need.dtype)
         return first, span.masks[window]
+
+
+@functools.cache
+def has_batched_products() -> bool:
+    """Whether PyTorch multiplies batches in bfloat16 by a library here; its own loops take ten times as long."""
+    has_library = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(has_library and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def attend_batched(

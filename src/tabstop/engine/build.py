@@ -38,8 +38,9 @@ NUM_COMPILERS = 2
 
 def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -> EngineCore:
     """Loads the model and returns a core that is ready to step. Raises StartupError subclasses."""
-    checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
     account = StartAccount(resolve_device(config.device))
+    with account.time("checkpoint"):
+        checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
     if account.device == "cpu":
         with account.time("kernels"):
             prepare_cpu(config, progress)
