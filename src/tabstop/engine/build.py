@@ -38,10 +38,10 @@ NUM_COMPILERS = 2
 
 def build_core(config: EngineConfig, progress: ProgressCallback | None = None) -> EngineCore:
     """Loads the model and returns a core that is ready to step. Raises StartupError subclasses."""
-    account = StartAccount(resolve_device(config.device))
+    account = StartAccount(device := resolve_device(config.device))
     with account.time("checkpoint"):
         checkpoint = open_checkpoint(config.model, revision=config.revision, offline=config.offline)
-    if account.device == "cpu":
+    if device == "cpu":
         with account.time("kernels"):
             prepare_cpu(config, progress)
     sizes = fit(checkpoint, config)

@@ -15,7 +15,7 @@ import torch
 
 from tabstop.kernels.attention import LOG2_E, UNIT, Launch, Rows, View, fold, load_ids, load_tile
 from tabstop.kernels.language import ceil_div, early, follow, jit, next_power_of_2, tl
-from tabstop.kernels.prefix import NOTHING_FOUND, PrefixPlan, num_splits_of, prefix_triton, softmax_of_prefix
+from tabstop.kernels.prefix import NOTHING_FOUND, PrefixPlan, num_splits_of, prefix_triton, start_softmax
 
 MAX_QUERIES = 8  # of a row, by this kernel; fewer where a KV head serves many query heads
 NARROW, WIDE = 16, 64  # rows of a packed tile
@@ -195,35 +195,6 @@ def load_shared(shared: tl.tensor, row: tl.tensor) -> tl.tensor:
         return 0
     else:  # Triton compiles what follows a return
         return tl.load(shared + row)
-
-
-@jit()
-def start_softmax(
-    partial: tl.tensor,
-    weights: tl.tensor,
-    row_head: tl.tensor,
-    stride_split: tl.tensor,
-    num_splits: tl.tensor,
-    inside: tl.tensor,
-    PACKED: tl.constexpr,
-    TILE: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """The state (as `fold` has it) behind what is shared (kernels/prefix.py), or of the beginning; partial may be None.
-
-    Without matrices every place of a tile has a state of its own.
-    """
-    if partial is None:
-        lanes: tl.constexpr = TILE if PACKED == 1 else PACKED
-        top = tl.full([lanes], -1e20, tl.float32)
-        total = tl.zeros([lanes], tl.float32)
-        sums = tl.zeros([lanes, BLOCK_DIM], tl.float32)
-    else:
-        top, total, sums = softmax_of_prefix(
-            partial, weights, row_head, stride_split, num_splits, inside, PACKED, DIM, BLOCK_DIM
-        )
-    return top, total, sums
 
 
 @jit()

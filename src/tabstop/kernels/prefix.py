@@ -162,7 +162,7 @@ def num_splits_of(num_tiles: tl.tensor, num_splits: tl.tensor, min_tiles: tl.ten
 
 
 @jit()
-def softmax_of_prefix(
+def start_softmax(
     partial: tl.tensor,
     weights: tl.tensor,
     row_head: tl.tensor,
@@ -170,24 +170,28 @@ def softmax_of_prefix(
     num_splits: tl.tensor,
     inside: tl.tensor,
     PACKED: tl.constexpr,
+    TILE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """The state (as `fold` has it) after the first `num_splits` splits of the prefix; 0: that of the beginning.
+    """The state (as `fold` has it) after the first `num_splits` splits of the prefix; 0, or no `partial`: that of the
+    beginning, which without matrices (PACKED 1) each of a tile's places has for itself.
 
     row_head [PACKED]: index in a split of `weights` · inside [PACKED, 1].
     """
-    column = tl.arange(0, BLOCK_DIM)[None, :]
-    top = tl.full([PACKED], -1e20, tl.float32)
-    total = tl.zeros([PACKED], tl.float32)
-    sums = tl.zeros([PACKED, BLOCK_DIM], tl.float32)
-    for split in tl.range(0, num_splits):
-        place = split * stride_split + row_head
-        found = tl.max(tl.load(weights + place[:, None], inside, other=-1e20), 1)
-        mean = tl.load(partial + place.to(tl.int64)[:, None] * DIM + column, inside & (column < DIM), other=0.0)
-        new_top = tl.maximum(top, found)
-        share, shrink = tl.exp2(found - new_top), tl.exp2(top - new_top)
-        total = total * shrink + share
-        sums = sums * shrink[:, None] + share[:, None] * mean
-        top = new_top
+    lanes: tl.constexpr = TILE if PACKED == 1 else PACKED
+    top = tl.full([lanes], -1e20, tl.float32)
+    total = tl.zeros([lanes], tl.float32)
+    sums = tl.zeros([lanes, BLOCK_DIM], tl.float32)
+    if partial is not None:
+        column = tl.arange(0, BLOCK_DIM)[None, :]
+        for split in tl.range(0, num_splits):
+            place = split * stride_split + row_head
+            found = tl.max(tl.load(weights + place[:, None], inside, other=-1e20), 1)
+            mean = tl.load(partial + place.to(tl.int64)[:, None] * DIM + column, inside & (column < DIM), other=0.0)
+            new_top = tl.maximum(top, found)
+            share, shrink = tl.exp2(found - new_top), tl.exp2(top - new_top)
+            total = total * shrink + share
+            sums = sums * shrink[:, None] + share[:, None] * mean
+            top = new_top
     return top, total, sums

@@ -19,7 +19,6 @@ class StartAccount:
     """Bytes and seconds by part. "context": what was used before the first, by the driver, this process and others."""
 
     def __init__(self, device: str) -> None:
-        self.device = device
         self._is_gpu = device == "cuda"
         self._start = time.monotonic()
         self.parts: dict[str, int] = {}
